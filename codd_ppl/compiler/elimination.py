@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 
 from opt_einsum import contract_path
 
 from codd_ppl.compiler.plan import Message, Step
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.graphs.properties import components
 
-__all__ = ["choose_root", "root_forest", "schedule"]
+__all__ = ["choose_roots", "root_forest", "schedule"]
 
 Links = dict[str, list[tuple[str, ...]]]
 
 
-def choose_root(graph: FactorGraph, component: tuple[str, ...]) -> str:
-    """Root of one component.
+def choose_roots(graph: FactorGraph) -> tuple[str, ...]:
+    """One root for each connected component.
 
     Without its leaves (tokens that hang on one variable) a chain or a hidden Markov model is a path: its root is
     the path's first end, so that the downward pass runs in reading order. Any other tree is rooted in the middle
     of a longest path, which gives the fewest levels.
     """
-    neighbours = {v: set[str]() for v in component}
-    factors = dict.fromkeys(component, 0)
+    neighbours = {v: set[str]() for v in graph.variables}
+    factors = dict.fromkeys(graph.variables, 0)
     for factor in graph.factors.values():
-        if factor.order > 1 and factor.scope[0] in neighbours:
+        if factor.order > 1:
             for v in factor.scope:
                 factors[v] += 1
                 neighbours[v].update(u for u in factor.scope if u != v)
-    core = [v for v in component if factors[v] > 1] or list(component)
-    inside = set(core)
-    degree = {v: len(neighbours[v] & inside) for v in core}
-    ends = [v for v in core if degree[v] <= 1]
-    if max(degree.values()) <= 2 and ends:
-        position = _reading_order(graph)
-        latent = {v: graph.variables[v].latent for v in component}
-        # A chain of tokens starts at its first token, which is a leaf and so not in the core.
-        near = {u for v in ends for u in (v, *neighbours[v]) if latent[u] == latent[v]}
-        return min(near, key=position.__getitem__)
-    far, _ = _farthest(neighbours, core[0])
-    _, path = _farthest(neighbours, far)
-    return path[len(path) // 2]
+    position = _reading_order(graph)
+    latent = {v.name: v.latent for v in graph}
+
+    def root(component: tuple[str, ...]) -> str:
+        core = [v for v in component if factors[v] > 1] or list(component)
+        inside = set(core)
+        degree = {v: len(neighbours[v] & inside) for v in core}
+        ends = [v for v in core if degree[v] <= 1]
+        if max(degree.values()) <= 2 and ends:
+            # A chain of tokens starts at its first token, which is a leaf and so not in the core.
+            near = {u for v in ends for u in (v, *neighbours[v]) if latent[u] == latent[v]}
+            return min(near, key=position.__getitem__)
+        far, _ = _farthest(neighbours, core[0])
+        _, path = _farthest(neighbours, far)
+        return path[len(path) // 2]
+
+    return tuple(root(component) for component in components(graph))
 
 
 def _reading_order(graph: FactorGraph) -> dict[str, int]:
@@ -87,11 +93,12 @@ def root_forest(graph: FactorGraph, roots: tuple[str, ...]) -> list[Message]:
 
 def schedule(graph: FactorGraph, messages: list[Message]) -> tuple[Step, ...]:
     """Group messages into steps: by height, then by shared table or table shape, and by orientation."""
+    factors = graph.factors
     height = dict.fromkeys(graph.variables, 0)
     groups: dict[tuple[int, str, int, tuple[int, ...]], list[Message]] = {}
     position = _reading_order(graph)
     for message in reversed(messages):
-        factor = graph.factors[message.factor]
+        factor = factors[message.factor]
         level = max(height[c] for c in message.children)
         height[message.parent] = max(height[message.parent], level + 1)
         axis = factor.scope.index(message.parent)
@@ -104,6 +111,7 @@ def schedule(graph: FactorGraph, messages: list[Message]) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+@lru_cache(maxsize=256)
 def _contraction(
     shape: tuple[int, ...], axis: int, group: int, shared: bool
 ) -> tuple[str, tuple[tuple[int, ...], ...], int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from codd_ppl.compiler.elimination import choose_root, root_forest, schedule
+from codd_ppl.compiler.elimination import choose_roots, root_forest, schedule
 from codd_ppl.compiler.plan import ContractionPlan
 from codd_ppl.errors import CyclicGraphError, GraphError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.graphs.properties import components, find_cycle, is_chain
+from codd_ppl.graphs.properties import find_cycle, is_chain
 
 __all__ = ["compile"]
 
@@ -46,8 +46,7 @@ def compile(graph: FactorGraph, route: Literal["auto", "tree sweep", "chain scan
             "Remove one of these factors, merge factors over the same variables into one table, "
             "or replace the loop by a latent variable"
         )
-    parts = components(graph)
-    roots = tuple(choose_root(graph, part) for part in parts)
+    roots = choose_roots(graph)
     steps = schedule(graph, root_forest(graph, roots))
     sizes = {v.cardinality for v in graph}
     scannable = len(graph) > 1 and len(sizes) == 1 and is_chain(graph)
@@ -61,7 +60,7 @@ def compile(graph: FactorGraph, route: Literal["auto", "tree sweep", "chain scan
     elif not steps:
         chosen, reason = "independent", "no factor joins two variables"
     else:
-        chosen, reason = "tree sweep", f"a forest of {len(parts)} tree{'s' * (len(parts) > 1)}, {len(steps)} levels deep"
+        chosen, reason = "tree sweep", f"a forest of {len(roots)} tree{'s' * (len(roots) > 1)}, {len(steps)} levels deep"
     return ContractionPlan(
         tuple(graph.variables.values()), tuple(graph.factors.values()), roots, steps, chosen, reason
     )

@@ -54,6 +54,7 @@ class FactorGraph:
     def __init__(self) -> None:
         self._variables: dict[str, Variable] = {}
         self._factors: dict[str, Factor] = {}
+        self._ties: dict[str, list[str]] = {}
 
     # -- declare ---------------------------------------------------------------------------------
 
@@ -117,18 +118,20 @@ class FactorGraph:
                 raise GraphError(f"factor {name!r}: tie must be a non-empty string or None, found {tie!r}")
             if tie in self._variables:
                 raise GraphError(f"factor {name!r}: tie {tie!r} is the name of a variable; choose another")
-            for other in self._factors.values():
-                if other.tie == tie and self._shape(other.scope) != shape:
-                    raise GraphError(
-                        f"tie {tie!r}: factor {name!r} has a table of shape {shape}, but {other.name!r} has "
-                        f"{self._shape(other.scope)}; tied factors share one table, use another tie"
-                    )
+            other = self._ties[tie][0] if tie in self._ties else name
+            if other != name and self.shape(other) != shape:
+                raise GraphError(
+                    f"tie {tie!r}: factor {name!r} has a table of shape {shape}, but {other!r} has "
+                    f"{self.shape(other)}; tied factors share one table, use another tie"
+                )
         clash = self._factors.get(tie) if tie is not None else None
         if clash is not None and clash.tie != tie:
             raise GraphError(f"tie {tie!r} is the name of another factor; choose another")
-        if any(f.tie == name for f in self._factors.values()) and tie != name:
+        if name in self._ties and tie != name:
             raise GraphError(f"factor name {name!r} is a tie of other factors; pass another name=")
         self._factors[name] = Factor(name, scope, tie)
+        if tie is not None:
+            self._ties.setdefault(tie, []).append(name)
 
     # -- look ------------------------------------------------------------------------------------
 
@@ -158,11 +161,7 @@ class FactorGraph:
     @property
     def ties(self) -> dict[str, tuple[str, ...]]:
         """Tie -> names of the factors that share its table."""
-        groups: dict[str, list[str]] = {}
-        for factor in self._factors.values():
-            if factor.tie is not None:
-                groups.setdefault(factor.tie, []).append(factor.name)
-        return {tie: tuple(names) for tie, names in groups.items()}
+        return {tie: tuple(names) for tie, names in self._ties.items()}
 
     def shape(self, factor: str) -> tuple[int, ...]:
         """Cardinalities of a factor's scope, the shape of its table.
