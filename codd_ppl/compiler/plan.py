@@ -102,6 +102,15 @@ class ContractionPlan:
         return MappingProxyType({f.name: f for f in self.factors})
 
     @cached_property
+    def ties(self) -> Mapping[str, tuple[str, ...]]:
+        """Tie -> names of the factors that share its table."""
+        result: dict[str, list[str]] = {}
+        for f in self.factors:
+            if f.tie is not None:
+                result.setdefault(f.tie, []).append(f.name)
+        return MappingProxyType({tie: tuple(names) for tie, names in result.items()})
+
+    @cached_property
     def unary(self) -> Mapping[str, tuple[Factor, ...]]:
         """Variable -> its factors of order one."""
         result: dict[str, tuple[Factor, ...]] = {}

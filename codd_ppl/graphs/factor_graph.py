@@ -73,8 +73,8 @@ class FactorGraph:
             raise GraphError(f"a variable's name must be a non-empty string without a comma, found {name!r}")
         if name in self._variables:
             raise GraphError(f"variable {name!r} was added before; give each variable a name of its own")
-        if name in self._factors:
-            raise GraphError(f"{name!r} is the name of a factor already; variables and factors share one name space")
+        if name in self._factors or name in self._ties:
+            raise GraphError(f"{name!r} is the name of a factor or tie already; all three share one name space")
         if isinstance(cardinality, bool) or not isinstance(cardinality, int) or cardinality < 1:
             raise GraphError(f"variable {name!r}: cardinality must be an integer >= 1, found {cardinality!r}")
         self._variables[name] = Variable(name, cardinality, bool(latent))

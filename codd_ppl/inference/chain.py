@@ -1,0 +1,57 @@
+"""The chain scan: torch-struct's parallel scan behind guards, for chains with few states.
+
+The only file that imports torch_struct. Its traps (log-zero is -1e5, one batch dimension, at least two sites,
+requires_grad set on its input, -1e9 for infeasible chains) stay in here: potentials are reshaped and cloned, and
+anything that is not finite and moderate takes the tree sweep instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.inference.tables import Tables
+from codd_ppl.typing import Float, LogPotentials
+
+__all__ = ["edge_potentials", "log_partition", "usable"]
+
+LARGEST = 1e4
+"""Log-potentials beyond this size are left to the tree sweep: torch-struct's zero is exp(-1e5)."""
+
+
+def usable(plan: ContractionPlan, log_potentials: LogPotentials) -> bool:
+    """True when the plan asks for the chain scan and torch-struct is right on these potentials."""
+    if plan.route != "chain scan" or not log_potentials:
+        return False
+    return all(bool((t.detach().abs() <= LARGEST).all()) for t in log_potentials.values())
+
+
+def edge_potentials(plan: ContractionPlan, tables: Tables) -> Float[Tensor, "batch edges states states"]:
+    """Edges in path order with the unary evidence folded in, indexed [next value, value] as torch-struct wants it."""
+    edges = []
+    for index in range(len(plan.steps) - 1, -1, -1):  # from the root outwards
+        (message,) = plan.steps[index].messages
+        child = tables.evidence(message.children)[:, 0]
+        table = tables.step(index).log[:, 0] + child[:, :, None]
+        if index == len(plan.steps) - 1:
+            table = table + tables.evidence((message.parent,))
+        edges.append(table)
+    stacked = torch.stack(torch.broadcast_tensors(*edges), dim=1)
+    return stacked.expand(tables.batch, *stacked.shape[1:])
+
+
+def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
+    """log Z by a scan of logarithmic depth, O(sites states^3) work (Rush 2020, arXiv:2002.00876)."""
+    from torch_struct import LinearChain, LogSemiring
+
+    tables = Tables(plan, log_potentials)
+    edges = edge_potentials(plan, tables)
+    if tables.batch == 0:
+        return edges.new_zeros(tables.batch_shape)
+    # sum() sets requires_grad on what it gets, so it gets a tensor of its own
+    own = edges.clone() if edges.requires_grad else edges.detach().clone()
+    total: Tensor = LinearChain(LogSemiring).logpartition(own)[0][0]
+    if not edges.requires_grad:
+        total = total.detach()
+    return total.reshape(tables.batch_shape)

@@ -1,0 +1,229 @@
+"""The projected coupling: borrow the prior's dependence, keep the network's marginals (DESIGN section 3).
+
+Among all joint distributions over the masked sites whose single-site marginals are q_1, .., q_n, the one closest
+in KL to the prior p(x) has the form
+
+    p*(x) = 1/Z  prod_i w_i(x_i)  p(x)
+
+(Csiszar 1975, "I-divergence geometry"). Iterative proportional fitting finds w one site at a time: the cavity
+
+    cav_i(x_i) = sum over everything else of p(x) prod_{j != i} w_j(x_j)
+
+is read off the messages that meet at site i, and w_i = q_i / cav_i makes its marginal exactly q_i. Sites are
+visited along a depth-first walk over the tree, so that every message is up to date when it is used and a sweep
+costs about as much as one forward and one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.errors import ConfigError, PotentialsError
+from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
+from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.tree import Upward
+from codd_ppl.typing import Bool, Float, LogPotentials
+
+__all__ = ["project", "walk"]
+
+Move = tuple[str, int, int, int]  # ("visit", variable index, -, -) | ("down" | "up", step, position, child axis)
+
+
+@lru_cache(maxsize=128)
+def walk(plan: ContractionPlan) -> tuple[Move, ...]:
+    """Depth-first walk over the plan's forest, children in reading order of the first token below them.
+
+    Moves: visit a variable; go down a factor to one of its children; come back up from it.
+    """
+    names = [v.name for v in plan.variables]
+    number = {name: i for i, name in enumerate(names)}
+    rank = {v.name: (v.latent, i) for i, v in enumerate(plan.variables)}
+    first = dict(rank)  # smallest token below each variable, filled from the leaves
+    for step in plan.steps:
+        for m in step.messages:
+            first[m.parent] = min(first[m.parent], *(first[c] for c in m.children))
+    moves: list[Move] = []
+    stack: list[Move] = [("visit", number[r], 0, 0) for r in reversed(plan.roots)]
+    while stack:
+        move = stack.pop()
+        moves.append(move)
+        if move[0] != "visit":
+            continue
+        todo: list[Move] = []
+        messages = [(s, g, plan.steps[s].messages[g]) for s, g in plan.below[names[move[1]]]]
+        for s, g, m in sorted(messages, key=lambda item: min(first[c] for c in item[2].children)):
+            for c, child in enumerate(m.children):
+                todo += [("down", s, g, c), ("visit", number[child], 0, 0), ("up", s, g, c)]
+        stack += reversed(todo)
+    return tuple(moves)
+
+
+class _Sweep:
+    """Messages of one batch while the walk goes on; nothing is edited in place, so autograd can follow."""
+
+    def __init__(self, up: Upward, sites: Sequence[str], target: Tensor, masked: Tensor, semiring: LogSemiring) -> None:
+        self.plan, self.tables, self.semiring = up.plan, up.tables, semiring
+        self.site = {name: i for i, name in enumerate(sites)}
+        self.target, self.masked = target, masked
+        self.evidence = {v.name: self.tables.evidence((v.name,))[:, 0] for v in self.plan.variables}
+        self.base = dict(self.evidence)
+        self.weights: dict[str, Tensor] = {}
+        self.up_messages = {(s, g): up.messages[s][:, g] for s, step in enumerate(self.plan.steps) for g in range(len(step.messages))}
+        self.down_messages: dict[str, Tensor] = {}
+        self.residual: Tensor | None = None
+
+    def run(self, moves: tuple[Move, ...]) -> None:
+        for kind, a, g, c in moves:
+            if kind == "visit":
+                self.visit(self.plan.variables[a].name)
+            elif kind == "down":
+                self.down(a, g, c)
+            else:
+                self.up(a, g)
+
+    def visit(self, name: str) -> None:
+        """Set w_i = q_i / cav_i on the masked rows of a token."""
+        if name not in self.site:
+            return
+        i = self.site[name]
+        cavity = self.belief(name, evidence=self.base[name])
+        scale = safe_logsumexp(cavity, -1)[..., None]
+        cavity = cavity - torch.where(scale == -torch.inf, 0.0, scale)
+        target = self.target[:, i]
+        cavity, target = torch.broadcast_tensors(cavity, target)
+        # A token that the prior or the network rules out stays ruled out: no weight can restore it.
+        out = (target == -torch.inf) | (cavity == -torch.inf)
+        weight = torch.where(out, -torch.inf, torch.where(out, 0.0, target) - torch.where(out, 0.0, cavity))
+        if name in self.weights:
+            change = torch.where(out, 0.0, weight - torch.where(out, 0.0, self.weights[name])).detach()
+            gap = (change.abs().amax(-1) * self.masked[:, i]).amax() if change.numel() else change.new_zeros(())
+            self.residual = gap if self.residual is None else torch.maximum(self.residual, gap)
+        self.weights[name] = weight
+        self.evidence[name] = torch.where(self.masked[:, i, None], self.base[name] + weight, self.base[name])
+
+    def belief(self, name: str, evidence: Tensor, without: tuple[int, int] | None = None) -> Tensor:
+        total = evidence
+        if name in self.down_messages:
+            total = total + self.down_messages[name]
+        for where in self.plan.below[name]:
+            if where != without:
+                total = total + self.up_messages[where]
+        return total
+
+    def _table(self, s: int, g: int) -> StepTable:
+        table = self.tables.step(s)
+        return table if table.log.shape[1] == 1 else _Slice(table, g)
+
+    def _children(self, s: int, g: int) -> list[Tensor]:
+        result = []
+        for child in self.plan.steps[s].messages[g].children:
+            total = self.evidence[child]
+            for where in self.plan.below[child]:
+                total = total + self.up_messages[where]
+            result.append(total[:, None])
+        return result
+
+    def down(self, s: int, g: int, c: int) -> None:
+        step, message = self.plan.steps[s], self.plan.steps[s].messages[g]
+        outer = self.belief(message.parent, self.evidence[message.parent], without=(s, g))[:, None]
+        sent = self.semiring.down(step, self._table(s, g), outer, self._children(s, g), c)[:, 0]
+        self.down_messages[message.children[c]] = sent
+
+    def up(self, s: int, g: int) -> None:
+        sent, _ = self.semiring.up(self.plan.steps[s], self._table(s, g), self._children(s, g))
+        self.up_messages[s, g] = sent[:, 0]
+
+
+class _Slice(StepTable):
+    """One message's table out of a step's, sharing the step's exponentials."""
+
+    def __init__(self, whole: StepTable, message: int) -> None:
+        pick = slice(message, message + 1)
+        super().__init__(whole.log[:, pick])
+        self.__dict__["scale"] = whole.scale[:, pick]
+        self.__dict__["linear"] = whole.linear[:, pick]
+
+
+def project(
+    plan: ContractionPlan,
+    log_potentials: LogPotentials,
+    sites: Sequence[str],
+    log_targets: Float[Tensor, "*batch sites vocab"],
+    masked: Bool[Tensor, "*batch sites"],
+    sweeps: int = 1,
+    tolerance: float = 0.0,
+) -> Float[Tensor, "*batch sites vocab"]:
+    """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
+
+    Args:
+        plan, log_potentials: the prior p(x), with known tokens clamped as evidence; batch shapes broadcast to
+            that of ``log_targets``.
+        sites: variables in the order of the site dimension.
+        log_targets: normalised log q_i; -inf is legal.
+        masked: where to project; other sites get weight 0.
+        sweeps: passes over the sites; one is enough in practice, each further one shrinks the error geometrically.
+        tolerance: stop early when no log-weight changed by more than this in a sweep (0: never).
+
+    Returns:
+        log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
+
+    Raises:
+        ConfigError: sweeps < 1.
+        PotentialsError: malformed log-potentials.
+    """
+    if sweeps < 1:
+        raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
+    batch_shape = tuple(log_targets.shape[:-2])
+    tables = Tables(plan, log_potentials)
+    if torch.broadcast_shapes(batch_shape, tables.batch_shape) != batch_shape:
+        raise PotentialsError(
+            f"the prior's batch shape {tables.batch_shape} must broadcast to that of the targets, {batch_shape}"
+        )
+    if tables.batch_shape != batch_shape:
+        widened = {k: _widen(v, len(tables.shapes[k]), batch_shape) for k, v in log_potentials.items()}
+        tables = Tables(plan, widened)
+    count, vocab = log_targets.shape[-2:]
+    target = log_targets.reshape(-1, count, vocab)
+    flat = masked.expand(*batch_shape, count).reshape(-1, count)
+    weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
+    if weights is None:
+        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
+    assert weights is not None
+    return weights.reshape(*batch_shape, count, vocab)
+
+
+def _widen(value: Tensor, event: int, batch_shape: tuple[int, ...]) -> Tensor:
+    """Give batched tensors the full batch shape; unbatched ones stay as they are."""
+    return value if value.dim() == event else value.expand(*batch_shape, *value.shape[value.dim() - event :])
+
+
+def _sweeps(
+    tables: Tables,
+    sites: Sequence[str],
+    target: Tensor,
+    masked: Tensor,
+    sweeps: int,
+    tolerance: float,
+    fast: bool,
+) -> Tensor | None:
+    """Log-weights, or None when the fast route was not safe."""
+    semiring = LogSemiring(fast)
+    state = _Sweep(Upward(tables, semiring), sites, target, masked, semiring)
+    moves = walk(tables.plan)
+    last = max((i for i, m in enumerate(moves) if m[0] == "visit"), default=-1) + 1
+    for sweep in range(sweeps):
+        state.residual = None
+        state.run(moves[:last])
+        if tolerance > 0 and state.residual is not None and float(state.residual) <= tolerance:
+            break
+        if sweep + 1 < sweeps:
+            state.run(moves[last:])
+    if not semiring.safe():
+        return None
+    weights = torch.stack([state.weights[name].expand(target.shape[0], -1) for name in sites], dim=1)
+    return torch.where(masked[..., None], weights, 0.0)

@@ -1,0 +1,288 @@
+"""The public queries: pure functions of a plan and its log-potentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.errors import InfeasibleError, ShapeError
+from codd_ppl.inference import chain
+from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.tree import Downward, Upward, outside, upward
+from codd_ppl.typing import Assignment, Float, LogPotentials
+
+__all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
+
+LARGEST_WEIGHT = 40.0
+"""exp of it is the most that a linear-space marginal may be scaled up; then its error stays below 1e-20."""
+
+
+def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
+    """log Z = log sum_x prod_f psi_f(x_f), exactly.
+
+    Its gradient with respect to the log-potentials is the marginals (for a tied table: the expected counts),
+    computed by an explicit downward pass; it can be differentiated again.
+
+    Args:
+        plan: from :func:`codd_ppl.compile`.
+        log_potentials: factor or tie name -> (*batch, *cardinalities); variable name -> (*batch, cardinality)
+            unary evidence; tuple of variable names -> (*batch, len, cardinality). Batch shapes broadcast;
+            -inf means impossible.
+
+    Returns:
+        (*batch) nats; -inf where no assignment is possible (with zero gradient).
+
+    Raises:
+        PotentialsError: unknown or missing key, wrong shape, NaN or +inf.
+    """
+    keys = tuple(log_potentials)
+    if chain.usable(plan, log_potentials):
+        return chain.log_partition(plan, log_potentials)
+    result: Tensor = _LogPartition.apply(plan, keys, *log_potentials.values())  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LogPartition(torch.autograd.Function):
+    """Upward pass forward, downward pass backward. With create_graph the backward is differentiable itself."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: ContractionPlan, keys: tuple[Key, ...], *tensors: Tensor) -> Tensor:
+        tables = Tables(plan, dict(zip(keys, tensors, strict=True)))
+        up, total = upward(tables)
+        ctx.plan, ctx.keys = plan, keys
+        ctx.up = up if any(t.requires_grad for t in tensors) else None
+        ctx.save_for_backward(*tensors)
+        return total.expand(tables.batch).reshape(tables.batch_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        up: Upward = ctx.up
+        if torch.is_grad_enabled():
+            up, _ = upward(Tables(ctx.plan, dict(zip(ctx.keys, tensors, strict=True))))
+        wanted = [k for k, need in zip(ctx.keys, ctx.needs_input_grad[2:], strict=True) if need]
+        weight = grad.reshape(-1)
+        counts = outside(up, lambda down: {k: _expected(down, k, weight, up.tables.raw[k]) for k in wanted})
+        return (None, None, *(counts.get(k) for k in ctx.keys))
+
+
+def _expected(down: Downward, key: Key, weight: Tensor, like: Tensor) -> Tensor:
+    """Gradient of sum_b weight_b log Z_b with respect to one tensor of log-potentials."""
+    tables, plan = down.tables, down.plan
+    per_batch = like.dim() > len(tables.shapes[key])
+    weight = weight.to(tables.dtype)
+    if isinstance(key, tuple) or key in plan.variable:
+        names = key if isinstance(key, tuple) else (key,)
+        total = down.marginal(names).exp() * weight[:, None, None]
+        if not isinstance(key, tuple):
+            total = total[:, 0]
+    else:
+        total = _factor_counts(down, key, weight, per_batch)
+    if not per_batch:
+        return total.sum(0).to(like.dtype)
+    total = total.expand(tables.batch, *tables.shapes[key]).reshape(*tables.batch_shape, *tables.shapes[key])
+    return total.sum_to_size(like.shape).to(like.dtype)
+
+
+def _factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Weighted marginal of a factor, or their sum over the factors of a tie: (batch or 1, *cardinalities).
+
+    With ``per_batch=False`` the batch is summed already, so that a shared table never meets the batch dimension.
+    """
+    plan, tables = down.plan, down.tables
+    names = {key} if key in plan.factor else {n for n in plan.ties[key] if n not in tables.raw}
+    parts = []
+    for name in (n for n in names if plan.factor[n].order == 1):
+        marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
+        parts.append(_weighted(marginal, weight, per_batch))
+    for index, step in enumerate(plan.steps):
+        where = [g for g, m in enumerate(step.messages) if m.factor in names]
+        if where:
+            counts = _step_counts(down, index, where, weight, per_batch)
+            parts.append(counts.movedim(-1, 1 + step.parent_axis))
+    return sum(parts[1:], parts[0])
+
+
+def _weighted(value: Tensor, weight: Tensor | None, per_batch: bool) -> Tensor:
+    if weight is not None:
+        value = value * weight.reshape(-1, *[1] * (value.dim() - 1))
+    return value if per_batch else value.sum(0, keepdim=True)
+
+
+def _step_counts(down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
+    step, table = down.plan.steps[index], down.tables.step(index)
+    everything = len(where) == len(step.messages)
+    if len(step.shape) == 2:
+        child, parent, largest = down.weights(index)
+        if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
+            child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])
+            child, parent = child[..., 0], parent[..., 0, :]
+            if weight is not None:
+                child = child * weight[:, None, None]
+            child, parent = (child, parent) if everything else (child[:, where], parent[:, where])
+            linear = table.linear if everything or table.linear.shape[1] == 1 else table.linear[:, where]
+            batch, message = "b" * (per_batch or linear.shape[0] > 1), "g" * (linear.shape[1] > 1)
+            counts = torch.einsum(f"bgn,bgm->{batch}{message}nm", child, parent)
+            counts = counts if batch else counts[None]
+            counts = (counts if message else counts.unsqueeze(1)) * linear
+            counts = counts.sum(1)
+            return counts if per_batch else counts.sum(0, keepdim=True)
+    log = down.log_factor_marginal(index)
+    marginal = (log if everything else log[:, where]).exp().sum(1)
+    return _weighted(marginal, weight, per_batch)
+
+
+def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
+    """Exact marginals by one upward and one downward pass (differentiable).
+
+    Args:
+        plan, log_potentials: as in :func:`log_partition`.
+
+    Returns:
+        The same keys plus every variable: a factor name -> (*batch, *cardinalities) joint probabilities of its
+        scope; a variable -> (*batch, cardinality); a tuple of variables -> (*batch, len, cardinality); a tie ->
+        (*batch, *cardinalities) expected counts, the sum over the factors that use its table.
+
+    Raises:
+        PotentialsError: as in :func:`log_partition`.
+        InfeasibleError: some batch element has no possible assignment.
+    """
+    tables = Tables(plan, log_potentials)
+    up, total = upward(tables)
+    require_feasible(tables, total)
+
+    def query(down: Downward) -> dict[Key, Tensor]:
+        result: dict[Key, Tensor] = {}
+        for key in tables.raw:
+            if isinstance(key, tuple):
+                result[key] = down.marginal(key).exp()
+            elif key not in plan.variable:
+                result[key] = _factor_counts(down, key, None, per_batch=True)
+        for name in plan.variable:
+            result[name] = down.marginal((name,))[:, 0].exp()
+        return result
+
+    return {key: _unflatten(tables, value) for key, value in outside(up, query).items()}
+
+
+def _unflatten(tables: Tables, value: Tensor) -> Tensor:
+    event = value.shape[1:]
+    return value.expand(tables.batch, *event).reshape(*tables.batch_shape, *event)
+
+
+def require_feasible(tables: Tables, total: Tensor) -> None:
+    """Raise InfeasibleError naming batch elements and hard evidence if some log-partition is -inf."""
+    if bool((total == -torch.inf).any()):
+        full = total.expand(tables.batch).reshape(tables.batch_shape)
+        where = (full == -torch.inf).nonzero().tolist()
+        index = f"batch element {tuple(where[0])}" if tables.batch_shape else "the evidence"
+        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        raise InfeasibleError(
+            f"{index}{more} has probability zero: no assignment is possible "
+            f"(variables with -inf in their evidence: {tables.hard_evidence()}). "
+            "Relax the evidence, or give the factors over these variables finite entries where they are -inf"
+        )
+
+
+def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
+    """Entropy in nats of the joint distribution of **all** variables, latents included.
+
+    H = sum over roots of H(root) + sum over factors of H(children | parent), exact on forests and free of
+    cancellation between large potentials.
+
+    Raises:
+        PotentialsError, InfeasibleError: as in :func:`marginals`.
+    """
+    tables = Tables(plan, log_potentials)
+    up, total = upward(tables)
+    require_feasible(tables, total)
+
+    def query(down: Downward) -> Tensor:
+        log_roots = [down.marginal((root,))[:, 0] for root in plan.roots]
+        result = sum((_plogp(log, log) for log in log_roots[1:]), _plogp(log_roots[0], log_roots[0]))
+        for index in range(len(plan.steps)):
+            for g in range(len(plan.steps[index].messages)):
+                log = down.log_factor_marginal(index, g)
+                parent = torch.logsumexp(log.flatten(1, -2), 1)
+                conditional = log - parent.reshape(-1, *[1] * (log.dim() - 2), parent.shape[-1])
+                result = result + _plogp(log, conditional)
+        return result
+
+    value = outside(up, query).to(tables.dtype)
+    return value.expand(tables.batch).reshape(tables.batch_shape)
+
+
+def _plogp(log: Tensor, conditional: Tensor) -> Tensor:
+    """- sum exp(log) * conditional over everything but the batch, 0 where the probability is 0."""
+    dead = log == -torch.inf
+    return -(log.exp() * torch.where(dead, 0.0, conditional)).flatten(1).sum(1)
+
+
+def log_score(plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment) -> Float[Tensor, "..."]:
+    """Sum of the log-potentials at one assignment of all variables, sum_f log psi_f(x_f); no normaliser.
+
+    Args:
+        plan, log_potentials: as in :func:`log_partition`.
+        assignment: every variable -> (*sample, *batch) int64 values.
+
+    Returns:
+        (*sample, *batch) nats.
+
+    Raises:
+        PotentialsError: as in :func:`log_partition`.
+        ShapeError: a variable is missing, has values out of range, or a shape that doesn't broadcast.
+    """
+    tables = Tables(plan, log_potentials)
+    values = _checked(plan, tables, assignment)
+    shape = next(iter(values.values())).shape[:-1] if values else ()
+    result = torch.zeros(*shape, tables.batch, dtype=tables.dtype, device=tables.device)
+    ordered = [v.name for v in plan.variables]
+    for size in dict.fromkeys(v.cardinality for v in plan.variables):
+        names = tuple(n for n in ordered if plan.variable[n].cardinality == size)
+        picked = torch.stack([values[n] for n in names], -1)
+        evidence = tables.evidence(names).expand(*shape, tables.batch, len(names), size)
+        result = result + evidence.gather(-1, picked[..., None])[..., 0].sum(-1)
+    for index, step in enumerate(plan.steps):
+        parent = torch.stack([values[m.parent] for m in step.messages], -1)
+        table = tables.step(index).log
+        rows = torch.zeros_like(parent)
+        for c in range(len(step.shape) - 1):
+            rows = rows * table.shape[2 + c] + torch.stack([values[m.children[c]] for m in step.messages], -1)
+        rows = rows * table.shape[-1] + parent
+        table = table.flatten(2)
+        batch = torch.arange(table.shape[0], device=table.device)[:, None]
+        message = torch.arange(table.shape[1], device=table.device)
+        result = result + table[batch, message, rows].sum(-1)
+    return result.reshape(*shape, *tables.batch_shape)
+
+
+def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> dict[str, Tensor]:
+    """Assignment values as (*sample, batch)."""
+    missing = [name for name in plan.variable if name not in assignment]
+    if missing:
+        raise ShapeError(f"the assignment lacks variable {missing[0]!r} (and {len(missing) - 1} more); give all of them")
+    shapes = [tuple(assignment[name].shape) for name in plan.variable]
+    try:
+        full = torch.broadcast_shapes(*shapes, tables.batch_shape)
+    except RuntimeError as error:
+        raise ShapeError(
+            f"assignment shapes must broadcast with the batch shape {tables.batch_shape}; found {set(shapes)}"
+        ) from error
+    sample = full[: len(full) - len(tables.batch_shape)]
+    result = {}
+    for name, variable in plan.variable.items():
+        value = assignment[name]
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise ShapeError(f"assignment[{name!r}]: expected integers, found {value.dtype}")
+        if value.numel() and not (0 <= int(value.min()) and int(value.max()) < variable.cardinality):
+            raise ShapeError(
+                f"assignment[{name!r}]: expected values from 0 to {variable.cardinality - 1}, "
+                f"found {int(value.min())} to {int(value.max())}"
+            )
+        result[name] = value.long().expand(full).reshape(*sample, tables.batch)
+    return result
+
