@@ -62,9 +62,7 @@ def _scores(graph: FactorGraph, log_potentials: LogPotentials) -> list[tuple[tup
     return terms
 
 
-def enumerate_log_joint(
-    graph: FactorGraph, log_potentials: LogPotentials
-) -> Float[Tensor, "..."]:
+def enumerate_log_joint(graph: FactorGraph, log_potentials: LogPotentials) -> Float[Tensor, "..."]:
     """Unnormalised log-probability of every joint value, in float64.
 
     ``sum_f log psi_f(x_f)``, plus the unary evidence; one axis per variable, in the order of

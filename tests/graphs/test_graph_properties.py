@@ -18,7 +18,8 @@ def test_random_forests_are_forests(seed):
     assert nx.is_forest(bipartite)
     assert properties.is_forest(graph)
     assert properties.find_cycle(graph) is None
-    parts = {frozenset(name for kind, name in part if kind == "variable") for part in nx.connected_components(bipartite)}
+    pieces = nx.connected_components(bipartite)
+    parts = {frozenset(name for kind, name in piece if kind == "variable") for piece in pieces}
     assert {frozenset(part) for part in properties.components(graph)} == parts
     assert sorted(name for part in properties.components(graph) for name in part) == sorted(graph.variables)
 
