@@ -1,0 +1,23 @@
+"""Evaluate: likelihood bounds, sample metrics and plots."""
+
+from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
+from codd_ppl.evaluation.likelihood import nelbo_table
+from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy
+from codd_ppl.evaluation.ngram import NGramModel
+from codd_ppl.evaluation.plots import plot_nelbo, plot_reveal_history, save_figure
+from codd_ppl.evaluation.table import EquivalentSteps, NelboTable
+
+__all__ = [
+    "EquivalentSteps",
+    "Interval",
+    "NGramModel",
+    "NelboTable",
+    "distinct_n",
+    "nelbo_table",
+    "paired_bootstrap",
+    "plot_nelbo",
+    "plot_reveal_history",
+    "repetition",
+    "save_figure",
+    "token_entropy",
+]

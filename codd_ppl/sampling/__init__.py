@@ -1,0 +1,28 @@
+"""Generate: unmasking policies and the few-step sampler."""
+
+from codd_ppl.sampling.sampler import Generation, Sampler
+from codd_ppl.sampling.unmasking import (
+    Entropy,
+    LowConfidence,
+    Margin,
+    RandomUnmasking,
+    RevealState,
+    UnmaskingPolicy,
+    coupled_marginals,
+    network_marginals,
+    unmasking_policy,
+)
+
+__all__ = [
+    "Entropy",
+    "Generation",
+    "LowConfidence",
+    "Margin",
+    "RandomUnmasking",
+    "RevealState",
+    "Sampler",
+    "UnmaskingPolicy",
+    "coupled_marginals",
+    "network_marginals",
+    "unmasking_policy",
+]
