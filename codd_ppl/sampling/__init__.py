@@ -1,5 +1,6 @@
 """Generate: unmasking policies and the few-step sampler."""
 
+from codd_ppl.sampling.protocol import Coupling, JointDistribution
 from codd_ppl.sampling.sampler import Generation, Sampler
 from codd_ppl.sampling.unmasking import (
     Entropy,
@@ -14,8 +15,10 @@ from codd_ppl.sampling.unmasking import (
 )
 
 __all__ = [
+    "Coupling",
     "Entropy",
     "Generation",
+    "JointDistribution",
     "LowConfidence",
     "Margin",
     "RandomUnmasking",

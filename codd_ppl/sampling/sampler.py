@@ -11,8 +11,8 @@ from torch import nn
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
-from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
+from codd_ppl.sampling.protocol import Coupling, JointDistribution
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
@@ -56,7 +56,7 @@ class Sampler:
     def __init__(
         self,
         denoiser: Denoiser,
-        coupling: nn.Module,
+        coupling: Coupling,
         unmasking: str | UnmaskingPolicy = "random",
         steps: int = 4,
         schedule: Schedule | None = None,
@@ -178,10 +178,10 @@ class Sampler:
 class _Prediction:
     """The network and the coupled distribution at one xt, each computed at most once, when first asked for."""
 
-    def __init__(self, denoiser: Denoiser, coupling: nn.Module, xt: Tensor, masked: Tensor) -> None:
+    def __init__(self, denoiser: Denoiser, coupling: Coupling, xt: Tensor, masked: Tensor) -> None:
         self._denoiser, self._coupling, self._xt, self._masked = denoiser, coupling, xt, masked
         self._output: DenoiserOutput | None = None
-        self._dist: CoupledCategorical | None = None
+        self._dist: JointDistribution | None = None
         self.calls = 0
 
     @property
@@ -192,7 +192,7 @@ class _Prediction:
         return self._output
 
     @property
-    def dist(self) -> CoupledCategorical:
+    def dist(self) -> JointDistribution:
         if self._dist is None:
             output = self.output
             self._dist = self._coupling(

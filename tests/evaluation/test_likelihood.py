@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from codd_ppl.denoisers import DenoiserOutput
 from codd_ppl.diffusion.closed_forms import (
     best_factorised_log_prob,
     best_factorised_nelbo,
@@ -56,7 +57,7 @@ class BestFactorised(nn.Module):
                 # a known site is asked for as if it were masked: what is said there is never used
                 x0 = torch.where(site, v, xt.clamp_max(VOCAB - 1))
                 logits[:, i, v] = self.log_prob_fn(x0, torch.where(site, MASK, xt), site)
-        return SimpleNamespace(logits=logits, hidden=logits[..., :1])
+        return DenoiserOutput(logits=logits, hidden=logits[..., :1])
 
 
 class JointCoupling(nn.Module):
@@ -229,7 +230,7 @@ def test_a_mask_token_inside_the_vocabulary(toy):
 
         def forward(self, xt):
             assert (xt == 0).any()
-            return SimpleNamespace(logits=torch.zeros(*xt.shape, 2), hidden=None)
+            return DenoiserOutput(logits=torch.zeros(*xt.shape, 2), hidden=torch.zeros(*xt.shape, 1))
 
     table = nelbo_table({"uniform": (Inside(), None)}, STATES, steps=(1,))
     torch.testing.assert_close(table.per_block("uniform", 1), torch.ones(8, dtype=torch.float64))

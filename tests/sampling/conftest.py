@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from codd_ppl.denoisers import DenoiserOutput
 from codd_ppl.testing import enumerate_sequences
 
 
@@ -24,6 +24,10 @@ class TableDistribution:
         return torch.einsum(
             "bs,siv->biv", self.probabilities, nn.functional.one_hot(self.states, vocab).double()
         )
+
+    def log_prob(self, value, /, sites=None):
+        agrees = (value[:, None] == self.states) | (False if sites is None else ~sites[:, None])
+        return (self.probabilities * agrees.all(-1)).sum(-1).log()
 
     def sample(self, sample_shape=(), generator=None):
         assert sample_shape == ()
@@ -65,7 +69,7 @@ class TableDenoiser(nn.Module):
         assert not self.training
         self.seen.append(xt.clone())
         logits = self.perfect(None, tokens=xt, known=xt != self.mask_token_id).marginals.log() + self.weight
-        return SimpleNamespace(logits=logits, hidden=logits[..., :1])
+        return DenoiserOutput(logits=logits, hidden=logits[..., :1])
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,13 @@ def test_a_vocabulary_of_one_token_is_no_trouble():
 def test_random_unmasking_is_a_coin_with_the_rate_of_the_step():
     masked = torch.rand(400, 50, generator=torch.Generator().manual_seed(1)) < 0.7
     revealed = RandomUnmasking().reveal(
-        state(masked, [0], coupled=refuse, rate=0.3, generator=torch.Generator().manual_seed(2))
+        state(masked, [0] * 400, coupled=refuse, rate=0.3, generator=torch.Generator().manual_seed(2))
     )
     assert not (revealed & ~masked).any()
     n = int(masked.sum())
     assert abs(int(revealed.sum()) - 0.3 * n) < 5 * (n * 0.3 * 0.7) ** 0.5
-    assert not RandomUnmasking().reveal(state(masked, [0], coupled=refuse, rate=0.0)).any()
-    assert torch.equal(RandomUnmasking().reveal(state(masked, [0], coupled=refuse, rate=1.0)), masked)
+    assert not RandomUnmasking().reveal(state(masked, [0] * 400, coupled=refuse, rate=0.0)).any()
+    assert torch.equal(RandomUnmasking().reveal(state(masked, [0] * 400, coupled=refuse, rate=1.0)), masked)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""What sampling and evaluation ask of a coupling: two sizes, one call, and three queries of its answer.
+
+``CouplingLayer`` and ``CoupledCategorical`` have them. So may an object of your own: nothing is inherited.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from codd_ppl.typing import Bool, Float, Int, Tensor
+
+__all__ = ["Coupling", "JointDistribution"]
+
+
+@runtime_checkable
+class JointDistribution(Protocol):
+    """p(x_M | xt): a distribution over all sites jointly, with the known ones clamped."""
+
+    @property
+    def marginals(self) -> Float[Tensor, "batch sites vocab"]:
+        """Single-site probabilities; one-hot at known sites."""
+
+    def log_prob(
+        self, value: Int[Tensor, "batch sites"], /, sites: Bool[Tensor, "batch sites"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """log p(x_S | xt) in nats, S the masked ones of ``sites`` (all if None)."""
+
+    def sample(
+        self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None
+    ) -> Int[Tensor, "*samples batch sites"]:
+        """Exact joint draws, known tokens filled in."""
+
+
+@runtime_checkable
+class Coupling(Protocol):
+    """Turns the network's answer into a joint distribution over the masked sites."""
+
+    @property
+    def sites(self) -> int:
+        """Number of tokens of the graph."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of values of a token."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch sites vocab"],
+        /,
+        *,
+        hidden: Float[Tensor, "batch sites hidden"] | None,
+        tokens: Int[Tensor, "batch sites"],
+        known: Bool[Tensor, "batch sites"],
+    ) -> JointDistribution:
+        """Couple the logits; ``tokens`` is read where ``known`` only."""
