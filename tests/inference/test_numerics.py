@@ -194,6 +194,20 @@ def test_gradient_of_ten_thousand_sites(long_chain):
     assert leaf.grad.sum().item() == pytest.approx(LONG - 1, rel=1e-5)
 
 
+def test_long_scores_and_modes():
+    """Log-probabilities of a large vocabulary are about -10 each: a running float32 total of them loses digits."""
+    generator, sites = torch.Generator().manual_seed(0), 3000
+    tokens = tuple(f"x{i}" for i in range(sites))
+    tables = {"edge": torch.randn(8, 8, generator=generator) - 20}
+    tables[tokens] = torch.randn(sites, 8, generator=generator) - 20
+    double = {key: table.double() for key, table in tables.items()}
+    plan = compile(topologies.chain(sites, 8))
+    best, found = mode(plan, double), mode(plan, tables)
+    truth = log_score(plan, double, best).item()
+    assert log_score(plan, double, found).item() == pytest.approx(truth, abs=1e-3)
+    assert log_score(plan, tables, best).item() == pytest.approx(truth, rel=1e-6)
+
+
 def test_results_have_the_dtype_of_the_tables():
     graph = topologies.hidden_markov(3, 3, 2)
     for dtype in (torch.float32, torch.float64):
