@@ -11,7 +11,7 @@ use graphs with at most a few thousand joint values.
 import math
 import random
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -56,9 +56,9 @@ def _scores(graph: FactorGraph, log_potentials: LogPotentials) -> list[tuple[tup
     for name in graph.variables:
         if name in log_potentials and name not in graph.factors:  # else it is that factor's own table
             terms.append(((name,), log_potentials[name]))
-    for key, table in log_potentials.items():
-        if isinstance(key, tuple):
-            terms += [((name,), row) for name, row in zip(key, table.unbind(-2), strict=True)]
+    for names, table in log_potentials.items():
+        if isinstance(names, tuple):
+            terms += [((name,), row) for name, row in zip(names, table.unbind(-2), strict=True)]
     return terms
 
 
@@ -245,7 +245,7 @@ def random_forest(
         cards[name] = rng.randint(1, min(max_cardinality, room))
         graph.add_variable(name, cardinality=cards[name], latent=hidden)
     component = {name: {name} for name in cards}
-    scopes = [(name,) for name in cards if rng.random() < 0.3]
+    scopes: list[tuple[str, ...]] = [(name,) for name in cards if rng.random() < 0.3]
     for _ in range(4 * len(cards)):
         order = rng.randint(2, max(2, max_order))
         scope = tuple(rng.sample(sorted(cards), min(order, len(cards))))
@@ -305,7 +305,8 @@ def random_log_potentials(
         table = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
         possible = torch.rand(shape, generator=generator) >= infinite
         for scope in group:
-            possible[(..., *(planted[name] for name in scope))] = True
+            where: tuple[Any, ...] = (..., *(planted[name] for name in scope))
+            possible[where] = True
         tables[key] = table.masked_fill(~possible, -math.inf).to(dtype)
     return tables
 
