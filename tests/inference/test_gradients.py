@@ -177,6 +177,15 @@ def test_an_infeasible_element_does_not_spoil_the_others():
     torch.testing.assert_close(table.grad, torch.tensor([[1 + p[0], 0], [0, p[1]]], dtype=torch.float64))
 
 
+def test_an_infeasible_partition_has_gradient_zero():
+    table = torch.full((2, 2), -INF, dtype=torch.float64, requires_grad=True)
+    evidence = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    value = log_partition(compile(topologies.chain(2, 2)), {"edge": table, "x0": evidence})
+    assert value.tolist() == [-INF] * 3
+    value.sum().backward()
+    assert table.grad.abs().sum() == 0 and evidence.grad.abs().sum() == 0
+
+
 # -- hygiene ---------------------------------------------------------------------------------------
 
 
