@@ -102,12 +102,15 @@ def nelbo_exact(
 
 
 def log_prob_fn(
-    denoiser: Callable[[Tensor], Any], coupling: Callable[..., Any], mask_token_id: int
+    denoiser: Callable[[Tensor], Any], coupling: Callable[..., Any] | None, mask_token_id: int
 ) -> LogProbFn:
-    """The `LogProbFn` of a denoiser with a coupling, to hand to `nelbo_exact`."""
+    """The `LogProbFn` of a denoiser with a coupling (None: independent tokens), for `nelbo_exact`."""
 
     def subset_log_prob(x0: Tensor, xt: Tensor, revealed: Tensor) -> Tensor:
         output = denoiser(xt)
+        if coupling is None:
+            singles = output.logits.log_softmax(-1).gather(-1, x0.unsqueeze(-1)).squeeze(-1)
+            return torch.where(revealed, singles, 0).sum(-1)
         dist = coupling(output.logits, hidden=output.hidden, tokens=xt, known=xt != mask_token_id)
         return dist.log_prob(x0, sites=revealed)
 

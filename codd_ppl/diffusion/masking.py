@@ -56,11 +56,11 @@ def stratified_times(
 
 
 def mask_tokens(
-    x0: Int[Tensor, "*batch sites"],
-    alpha: Float[Tensor, "*batch"] | float,
+    x0: Int[Tensor, "*#batch sites"],
+    alpha: Float[Tensor, "*#batch"] | float,
     mask_token_id: int,
     generator: torch.Generator | None = None,
-) -> Int[Tensor, "*batch sites"]:
+) -> Int[Tensor, "*#batch sites"]:
     """Draw xt ~ q(xt | x0): each token stays with probability ``alpha``, else becomes the mask token.
 
     ``alpha`` is one number or one per sequence; 1 keeps every token, 0 masks every token.
@@ -81,10 +81,10 @@ def mask_tokens(
 
 
 def reveal(
-    masked: Bool[Tensor, "*batch sites"],
-    rate: Float[Tensor, "*batch"] | float,
+    masked: Bool[Tensor, "*#batch sites"],
+    rate: Float[Tensor, "*#batch"] | float,
     generator: torch.Generator | None = None,
-) -> Bool[Tensor, "*batch sites"]:
+) -> Bool[Tensor, "*#batch sites"]:
     """Draw the set S that one reverse step reveals: each masked site with probability ``rate``.
 
     ``rate`` is one number or one per sequence; 1 reveals every masked site, 0 none.

@@ -8,7 +8,7 @@ by T. Both estimators below are unbiased for every single sequence, differentiab
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -20,10 +20,11 @@ from codd_ppl.typing import Bool, Float, Int, Tensor
 __all__ = ["NoisedBatch", "SubsetDistribution", "coupled_nelbo", "factorised_nelbo", "noise"]
 
 
+@runtime_checkable
 class SubsetDistribution(Protocol):
     """What the bound asks of a denoiser's output: the exact marginal of any set of masked sites."""
 
-    def log_prob(self, value: Tensor, sites: Tensor | None = None) -> Tensor:
+    def log_prob(self, value: Tensor, /, sites: Tensor | None = None) -> Tensor:
         """log p(x_S | xt), (*batch) nats, S given as a bool mask over the sites."""
 
 

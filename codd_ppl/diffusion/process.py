@@ -39,18 +39,18 @@ class MaskedSequences(TorchDistribution):
         self.mask_token_id = mask_token_id
         super().__init__(torch.Size(batch_shape), torch.Size((sites,)), validate_args=False)
 
-    def _coins(self, sample_shape: _size, chance: Float[Tensor, "*batch"]) -> Bool[Tensor, "..."]:
+    def _coins(self, sample_shape: _size, chance: Float[Tensor, "*#batch"]) -> Bool[Tensor, "..."]:
         """One coin per site, heads with probability ``chance``."""
         return torch.rand(self._extended_shape(sample_shape), device=chance.device) < chance.unsqueeze(-1)
 
 
-def _chance(value: Float[Tensor, "*batch"] | float, tokens: Tensor) -> Float[Tensor, "*batch"]:
+def _chance(value: Float[Tensor, "*#batch"] | float, tokens: Tensor) -> Float[Tensor, "*#batch"]:
     """A probability as a floating-point tensor beside ``tokens``."""
     value = torch.as_tensor(value, device=tokens.device)
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
-def _coins_log_prob(heads: Tensor, flipped: Tensor, chance: Tensor) -> Float[Tensor, "*batch"]:
+def _coins_log_prob(heads: Tensor, flipped: Tensor, chance: Tensor) -> Float[Tensor, "*#batch"]:
     """Log-probability that of the coins at the sites ``flipped`` those at ``heads`` show heads."""
     up, thrown = (sites.sum(-1).to(chance.dtype) for sites in (heads & flipped, flipped))
     return torch.xlogy(up, chance) + torch.xlogy(thrown - up, 1 - chance)
@@ -61,19 +61,19 @@ class NoisedSequence(MaskedSequences):
 
     def __init__(
         self,
-        x0: Int[Tensor, "*batch sites"],
-        alpha: Float[Tensor, "*batch"] | float,
+        x0: Int[Tensor, "*#batch sites"],
+        alpha: Float[Tensor, "*#batch"] | float,
         mask_token_id: int,
     ) -> None:
         self.x0, self.alpha = x0, _chance(alpha, x0)
         batch_shape = torch.broadcast_shapes(x0.shape[:-1], self.alpha.shape)
         super().__init__(batch_shape, x0.shape[-1], mask_token_id)
 
-    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*samples *batch sites"]:
+    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*shape sites"]:
         """Draw x_k."""
         return torch.where(self._coins(sample_shape, self.alpha), self.x0, self.mask_token_id)
 
-    def log_prob(self, xk: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, xk: Int[Tensor, "*#batch sites"]) -> Float[Tensor, "*#batch"]:
         """log q(x_k | x0); -inf if x_k holds a token that x0 doesn't."""
         stays = xk != self.mask_token_id
         possible = (~stays | (xk == self.x0)).all(-1)
@@ -86,21 +86,21 @@ class PosteriorReveal(MaskedSequences):
 
     def __init__(
         self,
-        xt: Int[Tensor, "*batch sites"],
-        x0: Int[Tensor, "*batch sites"],
-        rate: Float[Tensor, "*batch"] | float,
+        xt: Int[Tensor, "*#batch sites"],
+        x0: Int[Tensor, "*#batch sites"],
+        rate: Float[Tensor, "*#batch"] | float,
         mask_token_id: int,
     ) -> None:
         self.xt, self.x0, self.rate = xt, x0, _chance(rate, xt)
         batch_shape = torch.broadcast_shapes(xt.shape[:-1], x0.shape[:-1], self.rate.shape)
         super().__init__(batch_shape, xt.shape[-1], mask_token_id)
 
-    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*samples *batch sites"]:
+    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*shape sites"]:
         """Draw x_{k-1}."""
         revealed = self._coins(sample_shape, self.rate) & (self.xt == self.mask_token_id)
         return torch.where(revealed, self.x0, self.xt)
 
-    def log_prob(self, xnext: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, xnext: Int[Tensor, "*#batch sites"]) -> Float[Tensor, "*#batch"]:
         """log q(x_{k-1} | x_k, x0); -inf if x_{k-1} contradicts x_k or x0."""
         masked, revealed = self.xt == self.mask_token_id, xnext != self.mask_token_id
         possible = torch.where(masked, ~revealed | (xnext == self.x0), xnext == self.xt).all(-1)
@@ -123,8 +123,8 @@ class RevealStep(MaskedSequences):
 
     def __init__(
         self,
-        xt: Int[Tensor, "*batch sites"],
-        rate: Float[Tensor, "*batch"] | float,
+        xt: Int[Tensor, "*#batch sites"],
+        rate: Float[Tensor, "*#batch"] | float,
         joint: Any,
         mask_token_id: int,
     ) -> None:
@@ -137,14 +137,14 @@ class RevealStep(MaskedSequences):
             )
         super().__init__(batch_shape, xt.shape[-1], mask_token_id)
 
-    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*samples *batch sites"]:
+    def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*shape sites"]:
         """Draw x_{k-1}: a joint sample of all masked sites, of which S is kept."""
         with torch.no_grad():
             tokens = self.joint.sample(torch.Size(sample_shape))
         revealed = self._coins(sample_shape, self.rate) & (self.xt == self.mask_token_id)
         return torch.where(revealed, tokens, self.xt)
 
-    def log_prob(self, xnext: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, xnext: Int[Tensor, "*#batch sites"]) -> Float[Tensor, "*#batch"]:
         """Bernoulli(S; r) + log p(x_S | x_k); -inf if x_{k-1} changes a token that x_k knows."""
         masked, shown = self.xt == self.mask_token_id, xnext != self.mask_token_id
         possible = (masked | (xnext == self.xt)).all(-1)
