@@ -13,7 +13,9 @@ from codd_ppl.graphs.properties import find_cycle, is_chain
 __all__ = ["compile"]
 
 
-def compile(graph: FactorGraph, route: Literal["auto", "tree sweep", "chain scan"] = "auto") -> ContractionPlan:
+def compile(
+    graph: FactorGraph, route: Literal["auto", "tree sweep", "chain scan"] = "auto"
+) -> ContractionPlan:
     """Compile a factor graph into an exact contraction plan.
 
     Belief propagation on a forest (Pearl 1988; Kschischang, Frey and Loeliger 2001, "Factor graphs and the
@@ -56,11 +58,17 @@ def compile(graph: FactorGraph, route: Literal["auto", "tree sweep", "chain scan
                 "route='chain scan' needs one chain of at least two variables with equal cardinalities; "
                 "leave route='auto'"
             )
-        chosen, reason = route, "asked for; parallel scan of torch-struct for log_partition, tree sweep otherwise"
+        chosen, reason = (
+            route,
+            "asked for; parallel scan of torch-struct for log_partition, tree sweep otherwise",
+        )
     elif not steps:
         chosen, reason = "independent", "no factor joins two variables"
     else:
-        chosen, reason = "tree sweep", f"a forest of {len(roots)} tree{'s' * (len(roots) > 1)}, {len(steps)} levels deep"
+        chosen, reason = (
+            "tree sweep",
+            f"a forest of {len(roots)} tree{'s' * (len(roots) > 1)}, {len(steps)} levels deep",
+        )
     return ContractionPlan(
         tuple(graph.variables.values()), tuple(graph.factors.values()), roots, steps, chosen, reason
     )

@@ -157,7 +157,9 @@ class ContractionPlan:
             batch: print totals for this many batch elements as well.
         """
         latent = sum(v.latent for v in self.variables)
-        roots = ", ".join(self.roots[:6]) + (f", ... ({len(self.roots)} components)" if len(self.roots) > 6 else "")
+        roots = ", ".join(self.roots[:6]) + (
+            f", ... ({len(self.roots)} components)" if len(self.roots) > 6 else ""
+        )
         lines = [
             f"ContractionPlan: {len(self.variables)} variables ({latent} latent), {len(self.factors)} factors, "
             f"{len(self.steps)} steps",
@@ -188,7 +190,9 @@ class ContractionPlan:
         if not self.steps:
             lines.append("  nothing: every variable stands alone")
         per, fixed = sum(s.bytes_per_element() for s in self.steps), self._table_bytes
-        lines.append(f"total, one upward pass, float32: {self.flops:,} FLOPs x batch, {per:,} bytes x batch + {fixed:,}")
+        lines.append(
+            f"total, one upward pass, float32: {self.flops:,} FLOPs x batch, {per:,} bytes x batch + {fixed:,}"
+        )
         if batch is not None:
             lines.append(f"at batch {batch}: {self.flops * batch:,} FLOPs, {per * batch + fixed:,} bytes")
         return "\n".join(lines)

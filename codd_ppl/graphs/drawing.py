@@ -37,7 +37,9 @@ def layout(graph: FactorGraph) -> dict[tuple[str, str], tuple[float, float]]:
     positions = {("variable", name): xy for name, xy in where.items()}
     for factor in graph.factors.values():
         xs, ys = zip(*(where[v] for v in factor.scope), strict=True)
-        lift = 0.55 if factor.order == 1 else (0.45 if max(ys) == min(ys) and max(xs) - min(xs) > 1.5 else 0.0)
+        lift = (
+            0.55 if factor.order == 1 else (0.45 if max(ys) == min(ys) and max(xs) - min(xs) > 1.5 else 0.0)
+        )
         positions["factor", factor.name] = (sum(xs) / len(xs), sum(ys) / len(ys) + lift)
     return positions
 

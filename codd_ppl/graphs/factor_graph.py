@@ -74,7 +74,9 @@ class FactorGraph:
         if name in self._variables:
             raise GraphError(f"variable {name!r} was added before; give each variable a name of its own")
         if name in self._factors or name in self._ties:
-            raise GraphError(f"{name!r} is the name of a factor or tie already; all three share one name space")
+            raise GraphError(
+                f"{name!r} is the name of a factor or tie already; all three share one name space"
+            )
         if isinstance(cardinality, bool) or not isinstance(cardinality, int) or cardinality < 1:
             raise GraphError(f"variable {name!r}: cardinality must be an integer >= 1, found {cardinality!r}")
         self._variables[name] = Variable(name, cardinality, bool(latent))
@@ -92,7 +94,9 @@ class FactorGraph:
             GraphError: unknown or repeated variable, name taken, or a tie between tables of different shape.
         """
         if isinstance(scope, str):
-            raise GraphError(f"a scope is a tuple of variable names, found the string {scope!r}; write ({scope!r},)")
+            raise GraphError(
+                f"a scope is a tuple of variable names, found the string {scope!r}; write ({scope!r},)"
+            )
         scope = tuple(scope)
         if not scope:
             raise GraphError("a factor needs at least one variable in its scope, found none")
@@ -109,7 +113,9 @@ class FactorGraph:
         if not isinstance(name, str) or not name:
             raise GraphError(f"a factor's name must be a non-empty string, found {name!r}")
         if name in self._factors:
-            raise GraphError(f"factor {name!r} was added before; multiply the two tables, or pass another name=")
+            raise GraphError(
+                f"factor {name!r} was added before; multiply the two tables, or pass another name="
+            )
         if name in self._variables and scope != (name,):
             raise GraphError(f"factor name {name!r} is the name of a variable; pass another name=")
         shape = self._shape(scope)
@@ -170,7 +176,9 @@ class FactorGraph:
             GraphError: there is no such factor.
         """
         if factor not in self._factors:
-            raise GraphError(f"there is no factor {factor!r}; known: {', '.join(list(self._factors)[:8]) or 'none'}")
+            raise GraphError(
+                f"there is no factor {factor!r}; known: {', '.join(list(self._factors)[:8]) or 'none'}"
+            )
         return self._shape(self._factors[factor].scope)
 
     def _shape(self, scope: Iterable[str]) -> tuple[int, ...]:
@@ -195,7 +203,9 @@ class FactorGraph:
         return graph
 
     @classmethod
-    def from_networkx(cls, graph: nx.Graph, cardinality: int | None = None, tie: str | None = None) -> FactorGraph:
+    def from_networkx(
+        cls, graph: nx.Graph, cardinality: int | None = None, tie: str | None = None
+    ) -> FactorGraph:
         """Read a graph made by :meth:`to_networkx`, or turn any ``nx.Graph`` into pairwise factors over tokens.
 
         Args:
@@ -231,14 +241,18 @@ class FactorGraph:
             latent = bool(data.get("latent", False))
             size = data.get("cardinality", cardinality)
             if size is None:
-                raise GraphError(f"node {node!r} has no cardinality; pass cardinality= or set the node attribute")
+                raise GraphError(
+                    f"node {node!r} has no cardinality; pass cardinality= or set the node attribute"
+                )
             letter = "z" if latent else "x"
             names[node] = f"{letter}{counts[letter]}"
             counts[letter] += 1
             result.add_variable(names[node], size, latent)
         for a, b, data in graph.edges(data=True):
             if a == b:
-                raise GraphError(f"node {a!r} has an edge to itself; put unary evidence on the variable instead")
+                raise GraphError(
+                    f"node {a!r} has an edge to itself; put unary evidence on the variable instead"
+                )
             result.add_factor((names[a], names[b]), tie=data.get("tie", tie))
         return result
 

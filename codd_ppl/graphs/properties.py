@@ -48,7 +48,10 @@ def is_forest(graph: FactorGraph) -> bool:
 def components(graph: FactorGraph) -> list[tuple[str, ...]]:
     """Connected components as tuples of variable names, in the order of declaration."""
     order = {name: i for i, name in enumerate(graph.variables)}
-    parts = [tuple(sorted(part, key=order.__getitem__)) for part in nx.connected_components(interaction_graph(graph))]
+    parts = [
+        tuple(sorted(part, key=order.__getitem__))
+        for part in nx.connected_components(interaction_graph(graph))
+    ]
     return sorted(parts, key=lambda part: order[part[0]])
 
 

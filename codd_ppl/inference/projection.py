@@ -31,7 +31,9 @@ from codd_ppl.typing import Bool, Float, LogPotentials
 
 __all__ = ["project", "walk"]
 
-Move = tuple[str, int, int, int]  # ("visit", variable index, -, -) | ("down" | "up", step, position, child axis)
+Move = tuple[
+    str, int, int, int
+]  # ("visit", variable index, -, -) | ("down" | "up", step, position, child axis)
 
 
 @lru_cache(maxsize=128)
@@ -66,14 +68,20 @@ def walk(plan: ContractionPlan) -> tuple[Move, ...]:
 class _Sweep:
     """Messages of one batch while the walk goes on; nothing is edited in place, so autograd can follow."""
 
-    def __init__(self, up: Upward, sites: Sequence[str], target: Tensor, masked: Tensor, semiring: LogSemiring) -> None:
+    def __init__(
+        self, up: Upward, sites: Sequence[str], target: Tensor, masked: Tensor, semiring: LogSemiring
+    ) -> None:
         self.plan, self.tables, self.semiring = up.plan, up.tables, semiring
         self.site = {name: i for i, name in enumerate(sites)}
         self.target, self.masked = target, masked
         self.evidence = {v.name: self.tables.evidence((v.name,))[:, 0] for v in self.plan.variables}
         self.base = dict(self.evidence)
         self.weights: dict[str, Tensor] = {}
-        self.up_messages = {(s, g): up.messages[s][:, g] for s, step in enumerate(self.plan.steps) for g in range(len(step.messages))}
+        self.up_messages = {
+            (s, g): up.messages[s][:, g]
+            for s, step in enumerate(self.plan.steps)
+            for g in range(len(step.messages))
+        }
         self.down_messages: dict[str, Tensor] = {}
         self.residual: Tensor | None = None
 
@@ -101,7 +109,9 @@ class _Sweep:
         weight = torch.where(out, -torch.inf, torch.where(out, 0.0, target) - torch.where(out, 0.0, cavity))
         if name in self.weights:
             change = torch.where(out, 0.0, weight - torch.where(out, 0.0, self.weights[name])).detach()
-            gap = (change.abs().amax(-1) * self.masked[:, i]).amax() if change.numel() else change.new_zeros(())
+            gap = (
+                (change.abs().amax(-1) * self.masked[:, i]).amax() if change.numel() else change.new_zeros(())
+            )
             self.residual = gap if self.residual is None else torch.maximum(self.residual, gap)
         self.weights[name] = weight
         self.evidence[name] = torch.where(self.masked[:, i, None], self.base[name] + weight, self.base[name])

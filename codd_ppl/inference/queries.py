@@ -112,7 +112,9 @@ def _weighted(value: Tensor, weight: Tensor | None, per_batch: bool) -> Tensor:
     return value if per_batch else value.sum(0, keepdim=True)
 
 
-def _step_counts(down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool) -> Tensor:
+def _step_counts(
+    down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool
+) -> Tensor:
     """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
     step, table = down.plan.steps[index], down.tables.step(index)
     everything = len(where) == len(step.messages)
@@ -222,7 +224,9 @@ def _plogp(log: Tensor, conditional: Tensor) -> Tensor:
     return -(log.exp() * torch.where(dead, 0.0, conditional)).flatten(1).sum(1)
 
 
-def log_score(plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment) -> Float[Tensor, "..."]:
+def log_score(
+    plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment
+) -> Float[Tensor, "..."]:
     """Sum of the log-potentials at one assignment of all variables, sum_f log psi_f(x_f); no normaliser.
 
     Args:
@@ -257,14 +261,16 @@ def log_score(plan: ContractionPlan, log_potentials: LogPotentials, assignment: 
         batch = torch.arange(table.shape[0], device=table.device)[:, None]
         message = torch.arange(table.shape[1], device=table.device)
         result = result + table[batch, message, rows].sum(-1)
-    return result.reshape(*shape, *tables.batch_shape)
+    return result.reshape((*shape, *tables.batch_shape))
 
 
 def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> dict[str, Tensor]:
     """Assignment values as (*sample, batch)."""
     missing = [name for name in plan.variable if name not in assignment]
     if missing:
-        raise ShapeError(f"the assignment lacks variable {missing[0]!r} (and {len(missing) - 1} more); give all of them")
+        raise ShapeError(
+            f"the assignment lacks variable {missing[0]!r} (and {len(missing) - 1} more); give all of them"
+        )
     shapes = [tuple(assignment[name].shape) for name in plan.variable]
     try:
         full = torch.broadcast_shapes(*shapes, tables.batch_shape)
@@ -278,11 +284,10 @@ def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> d
         value = assignment[name]
         if value.is_floating_point() or value.dtype == torch.bool:
             raise ShapeError(f"assignment[{name!r}]: expected integers, found {value.dtype}")
-        if value.numel() and not (0 <= int(value.min()) and int(value.max()) < variable.cardinality):
+        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < variable.cardinality):
             raise ShapeError(
                 f"assignment[{name!r}]: expected values from 0 to {variable.cardinality - 1}, "
                 f"found {int(value.min())} to {int(value.max())}"
             )
         result[name] = value.long().expand(full).reshape(*sample, tables.batch)
     return result
-

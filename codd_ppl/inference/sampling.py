@@ -79,7 +79,9 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
         return _decode(up, (), lambda log: log.argmax(-1))
 
 
-def _decode(up: Upward, sample_shape: tuple[int, ...], choose: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _decode(
+    up: Upward, sample_shape: tuple[int, ...], choose: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
     """Choose the roots, then every step's children given its parents."""
     plan, tables = up.plan, up.tables
     lead = (*sample_shape, tables.batch)
@@ -103,4 +105,4 @@ def _decode(up: Upward, sample_shape: tuple[int, ...], choose: Callable[[Tensor]
             digit = flat % sizes[c]
             flat = flat // sizes[c]
             values.update(zip([m.children[c] for m in step.messages], digit.unbind(-1), strict=True))
-    return {name: values[name].reshape(*sample_shape, *tables.batch_shape) for name in plan.variable}
+    return {name: values[name].reshape((*sample_shape, *tables.batch_shape)) for name in plan.variable}

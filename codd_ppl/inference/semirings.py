@@ -48,7 +48,9 @@ def _in_chunks(table: StepTable, beliefs: list[Tensor], outer: Tensor | None, re
     order = table.log.dim() - 2
     dims = tuple(2 + d for d in range(order) if d != keep)
     parts = beliefs if outer is None else [*beliefs, outer]
-    batch = max(t.shape[0] for t in (*parts, table.log)) if all(t.shape[0] for t in (*parts, table.log)) else 0
+    batch = (
+        max(t.shape[0] for t in (*parts, table.log)) if all(t.shape[0] for t in (*parts, table.log)) else 0
+    )
     messages = max(t.shape[1] for t in (*parts, table.log))
     size = prod(table.log.shape[2:])
     if batch * messages * size <= CHUNK:

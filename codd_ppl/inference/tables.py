@@ -63,9 +63,13 @@ class Tables:
         for key, value in log_potentials.items():
             event = self.shapes[key]
             if not isinstance(value, Tensor):
-                raise PotentialsError(f"log_potentials[{key!r}]: expected a torch.Tensor, found {type(value).__name__}")
+                raise PotentialsError(
+                    f"log_potentials[{key!r}]: expected a torch.Tensor, found {type(value).__name__}"
+                )
             if not value.is_floating_point():
-                raise PotentialsError(f"log_potentials[{key!r}]: expected a floating dtype, found {value.dtype}")
+                raise PotentialsError(
+                    f"log_potentials[{key!r}]: expected a floating dtype, found {value.dtype}"
+                )
             if value.dim() < len(event) or tuple(value.shape[value.dim() - len(event) :]) != event:
                 raise PotentialsError(
                     f"log_potentials[{key!r}]: expected shape (*batch, {', '.join(map(str, event))}), "
@@ -94,7 +98,12 @@ class Tables:
         plan = self.plan
         if isinstance(key, tuple):
             sizes = {plan.variable[v].cardinality for v in key if v in plan.variable}
-            if not key or any(v not in plan.variable for v in key) or len(sizes) != 1 or len(set(key)) != len(key):
+            if (
+                not key
+                or any(v not in plan.variable for v in key)
+                or len(sizes) != 1
+                or len(set(key)) != len(key)
+            ):
                 raise PotentialsError(
                     f"log_potentials key {key!r}: a tuple must name distinct variables of equal cardinality"
                 )
@@ -164,7 +173,9 @@ class Tables:
         for factor in self.plan.unary.get(name, ()):
             if factor.name != name:  # a unary factor named like its variable is that variable's evidence
                 parts.append(self.flat(factor.name if factor.name in self.raw else factor.tie or ""))
-        return sum(parts[1:], parts[0]) if parts else torch.zeros(1, size, dtype=self.dtype, device=self.device)
+        return (
+            sum(parts[1:], parts[0]) if parts else torch.zeros(1, size, dtype=self.dtype, device=self.device)
+        )
 
     def step(self, index: int) -> StepTable:
         """Tables of one step, canonical layout; tied tables are laid out once for all steps."""
@@ -179,7 +190,11 @@ class Tables:
             log = self.flat(step.tie or "")[:, None]
         else:
             tables = [self.flat(n if n in self.raw else step.tie or "") for n in names]
-            log = tables[0][:, None] if len(tables) == 1 else torch.stack(torch.broadcast_tensors(*tables), dim=1)
+            log = (
+                tables[0][:, None]
+                if len(tables) == 1
+                else torch.stack(torch.broadcast_tensors(*tables), dim=1)
+            )
         result = StepTable(log.movedim(2 + step.parent_axis, -1))
         self._cache[key] = result
         return result
@@ -196,5 +211,9 @@ class Tables:
 
     def hard_evidence(self) -> str:
         """Names of the variables with a -inf in their evidence, for an error message."""
-        names = [v.name for v in self.plan.variables if bool((self._single(v.name, v.cardinality) == -torch.inf).any())]
+        names = [
+            v.name
+            for v in self.plan.variables
+            if bool((self._single(v.name, v.cardinality) == -torch.inf).any())
+        ]
         return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"

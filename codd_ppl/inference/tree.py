@@ -116,7 +116,9 @@ class Downward:
                 place = self.plan.below[message.parent].index((index, g))
                 parts.append(self._without_each(message.parent)[place])
             one = len(parts) == 1
-            self._outer[index] = parts[0][:, None] if one else torch.stack(torch.broadcast_tensors(*parts), dim=1)
+            self._outer[index] = (
+                parts[0][:, None] if one else torch.stack(torch.broadcast_tensors(*parts), dim=1)
+            )
         return self._outer[index]
 
     def _without_each(self, name: str) -> list[Tensor]:
@@ -164,7 +166,9 @@ class Downward:
         """
         where = [self.plan.above.get(v) for v in names]
         first = where[0]
-        if first is not None and names == tuple(m.children[first[2]] for m in self.plan.steps[first[0]].messages):
+        if first is not None and names == tuple(
+            m.children[first[2]] for m in self.plan.steps[first[0]].messages
+        ):
             log = self.up.children[first[0]][first[2]] + self.to_children(first[0], first[2])
         else:
             parts = [
@@ -173,7 +177,9 @@ class Downward:
             ]
             log = torch.stack(torch.broadcast_tensors(*parts), dim=1)
         total = safe_logsumexp(log, -1)[..., None]
-        return torch.where(total == -torch.inf, -torch.inf, log - torch.where(total == -torch.inf, 0.0, total))
+        return torch.where(
+            total == -torch.inf, -torch.inf, log - torch.where(total == -torch.inf, 0.0, total)
+        )
 
     def weights(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Children's and parent's linear weights whose outer product with the linear table is the factor marginal.
@@ -221,4 +227,3 @@ def outside(up: Upward, query: Callable[[Downward], T]) -> T:
     down = Downward(up, LogSemiring(fast=False))
     down.run()
     return query(down)
-
