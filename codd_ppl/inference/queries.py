@@ -41,7 +41,7 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     keys = tuple(log_potentials)
     if chain.usable(plan, log_potentials):
         return chain.log_partition(plan, log_potentials)
-    result: Tensor = _LogPartition.apply(plan, keys, *log_potentials.values())  # type: ignore[no-untyped-call]
+    result: Tensor = _LogPartition.apply(plan, keys, *log_potentials.values())
     return result
 
 
