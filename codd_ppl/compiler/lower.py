@@ -50,6 +50,8 @@ def compile(
         )
     roots = choose_roots(graph)
     steps = schedule(graph, root_forest(graph, roots))
+    if route not in ("auto", "tree sweep", "chain scan"):
+        raise GraphError(f"route must be 'auto', 'tree sweep' or 'chain scan', found {route!r}")
     sizes = {v.cardinality for v in graph}
     scannable = len(graph) > 1 and len(sizes) == 1 and is_chain(graph)
     if route == "chain scan":
@@ -58,10 +60,8 @@ def compile(
                 "route='chain scan' needs one chain of at least two variables with equal cardinalities; "
                 "leave route='auto'"
             )
-        chosen, reason = (
-            route,
-            "asked for; parallel scan of torch-struct for log_partition, tree sweep otherwise",
-        )
+        chosen = str(route)
+        reason = "asked for; parallel scan of torch-struct for log_partition, tree sweep otherwise"
     elif not steps:
         chosen, reason = "independent", "no factor joins two variables"
     else:

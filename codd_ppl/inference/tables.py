@@ -90,6 +90,7 @@ class Tables:
             found = ", ".join(f"{k!r}: {s}" for k, s in shapes.items() if s)
             raise PotentialsError(f"batch shapes must broadcast; found {found}") from error
         self.batch = prod(self.batch_shape)
+        self._places: dict[tuple[str, ...], dict[str, int]] = {}
         self._blocks = [key for key in self.raw if isinstance(key, tuple)]
         self._check_complete()
         self._cache: dict[object, Tensor | StepTable] = {}
@@ -150,12 +151,12 @@ class Tables:
         cached = self._cache.get(("evidence", names))
         if isinstance(cached, Tensor):
             return cached
-        blocks = [key for key in self._blocks if not set(names).isdisjoint(key)]
+        blocks = [key for key in self._blocks if not self._place(key).keys().isdisjoint(names)]
         alone = not any(v in self.raw or self.plan.unary.get(v) for v in names)
         size = self.plan.variable[names[0]].cardinality
         if alone and not blocks:
             result = torch.zeros((), dtype=self.dtype, device=self.device).expand(1, len(names), size)
-        elif alone and len(blocks) == 1 and set(names) <= set(blocks[0]):
+        elif alone and len(blocks) == 1 and self._place(blocks[0]).keys() >= set(names):
             block = self.flat(blocks[0])
             places = [self._place(blocks[0])[v] for v in names]
             result = block if names == blocks[0] else block[:, torch.tensor(places, device=self.device)]
@@ -165,11 +166,13 @@ class Tables:
         return result
 
     def _place(self, block: tuple[str, ...]) -> dict[str, int]:
-        return {v: i for i, v in enumerate(block)}
+        if block not in self._places:
+            self._places[block] = {v: i for i, v in enumerate(block)}
+        return self._places[block]
 
     def _single(self, name: str, size: int) -> Tensor:
         parts = [self.flat(name)] if name in self.raw else []
-        parts += [self.flat(b)[:, b.index(name)] for b in self._blocks if name in b]
+        parts += [self.flat(b)[:, self._place(b)[name]] for b in self._blocks if name in self._place(b)]
         for factor in self.plan.unary.get(name, ()):
             if factor.name != name:  # a unary factor named like its variable is that variable's evidence
                 parts.append(self.flat(factor.name if factor.name in self.raw else factor.tie or ""))
