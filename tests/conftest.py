@@ -16,6 +16,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib; subprocesses inherit these
@@ -94,3 +95,14 @@ def seeds() -> Iterator[None]:
 def generator() -> torch.Generator:
     """A seeded generator for the calls that take ``generator=``."""
     return torch.Generator().manual_seed(0)
+
+
+KNOWN_FAILURES = Path(__file__).with_name("known_failures.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of faults that are found but not mended yet, one node id a line; see CHANGELOG."""
+    known = set(KNOWN_FAILURES.read_text(encoding="utf-8").split("\n")) if KNOWN_FAILURES.exists() else set()
+    for item in items:
+        if item.nodeid in known:
+            item.add_marker(pytest.mark.xfail(reason="known fault, not mended yet", strict=False))
