@@ -33,14 +33,16 @@ __all__ = ["project", "walk"]
 
 Move = tuple[
     str, int, int, int
-]  # ("visit", variable index, -, -) | ("down" | "up", step, position, child axis)
+]  # ("visit" | "again", variable index, -, -) | ("down" | "up", step, position, child axis)
 
 
 @lru_cache(maxsize=128)
 def walk(plan: ContractionPlan) -> tuple[Move, ...]:
     """Depth-first walk over the plan's forest, children in reading order of the first token below them.
 
-    Moves: visit a variable; go down a factor to one of its children; come back up from it.
+    Moves: visit a variable; go down a factor to one of its children; come back up from it; visit again a token
+    that has children, once more each time the walk comes back to it (only leaves are the last ones seen from both
+    sides, so inner tokens need it for a fast convergence).
     """
     names = [v.name for v in plan.variables]
     number = {name: i for i, name in enumerate(names)}
@@ -61,6 +63,7 @@ def walk(plan: ContractionPlan) -> tuple[Move, ...]:
         for s, g, m in sorted(messages, key=lambda item: min(first[c] for c in item[2].children)):
             for c, child in enumerate(m.children):
                 todo += [("down", s, g, c), ("visit", number[child], 0, 0), ("up", s, g, c)]
+            todo += [] if plan.variables[move[1]].latent else [("again", move[1], 0, 0)]
         stack += reversed(todo)
     return tuple(moves)
 
@@ -87,7 +90,7 @@ class _Sweep:
 
     def run(self, moves: tuple[Move, ...]) -> None:
         for kind, a, g, c in moves:
-            if kind == "visit":
+            if kind in ("visit", "again"):
                 self.visit(self.plan.variables[a].name)
             elif kind == "down":
                 self.down(a, g, c)
