@@ -14,7 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from codd_ppl.compiler import compile
+from codd_ppl.compiler import ContractionPlan, compile
 from codd_ppl.errors import ConfigError, GraphError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
@@ -49,8 +49,8 @@ def baum_welch(
     graph: FactorGraph,
     blocks: Int[Tensor, "blocks sites"],
     *,
-    epochs: float = 6.0,
-    batch_size: int = 64,
+    epochs: float = 3.0,
+    batch_size: int = 32,
     step_power: float = 0.6,
     smoothing: float = 1e-3,
     seed: int = 0,
@@ -126,22 +126,44 @@ def baum_welch(
 
 
 def _start(graph: FactorGraph, blocks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random tables; children that are tokens start near their frequencies."""
-    unigram = log_unigram(blocks, next(v for v in graph if not v.latent).cardinality).float()
+    """Random tables, near uniform over latent children and near the frequencies over token children.
+
+    Where each token has a latent of its own (hidden Markov models, latent trees) every state starts as a clone of one
+    token, frequent tokens having several: the chain starts as a bigram model and learns contexts from there.
+    """
+    parents = [f.scope[0] for f in graph.factors.values() if not graph.variables[f.scope[-1]].latent]
+    clones = len(set(parents)) == len(parents)
+    vocab = next(v for v in graph if not v.latent).cardinality
+    frequency = log_unigram(blocks, vocab).float()
+    shares = (0.7 * frequency).softmax(-1).cumsum(-1)
     tables = {}
     for factor in graph.factors.values():
         name, child = factor.tie or factor.name, graph.variables[factor.scope[-1]]
-        if name not in tables:
-            noise = torch.randn(table_shapes(graph)[name], generator=generator)
-            tables[name] = (noise if child.latent else unigram + noise).log_softmax(-1)
+        if name in tables:
+            continue
+        shape = table_shapes(graph)[name]
+        noise = torch.randn(shape, generator=generator)
+        if child.latent:
+            tables[name] = (0.3 * noise).log_softmax(-1)
+        elif clones and len(shape) == 2:
+            states = torch.arange(shape[0])
+            own = torch.searchsorted(shares, (states + 0.5) / shape[0]).clamp(max=vocab - 1)
+            mixed = 0.5 * frequency.exp() + 0.5 * torch.nn.functional.one_hot(own, vocab)
+            tables[name] = (mixed.log() + 0.5 * noise).log_softmax(-1)
+        else:
+            tables[name] = (frequency + noise).log_softmax(-1)
     return tables
 
 
-def _expect(plan, tables: dict[str, Tensor], names: tuple[str, ...], evidence: Tensor):  # type: ignore[no-untyped-def]
+def _expect(
+    plan: ContractionPlan, tables: dict[str, Tensor], names: tuple[str, ...], evidence: Tensor
+) -> tuple[dict[str, Tensor], float]:
     """Expected counts of every table and the summed log-likelihood of a minibatch."""
     leaves = {name: table.requires_grad_() for name, table in tables.items()}
     with torch.enable_grad():
-        total = log_partition(plan, {**leaves, names: evidence}).sum()
+        potentials: dict[str | tuple[str, ...], Tensor] = {names: evidence}
+        potentials.update(leaves)
+        total = log_partition(plan, potentials).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
     return dict(zip(leaves, gradients, strict=True)), float(total.detach())
 

@@ -1,0 +1,206 @@
+"""The coupling layer: logits of a denoiser in, a joint distribution of the masked tokens out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from codd_ppl.compiler import compile
+from codd_ppl.distributions import CoupledCategorical
+from codd_ppl.errors import ConfigError, GraphError, LogitsError, ShapeError, TokenError
+from codd_ppl.graphs import FactorGraph
+from codd_ppl.graphs.properties import directed_parents
+from codd_ppl.inference.projection import project
+from codd_ppl.potentials import LatentPotentials, Potentials, TablePotentials
+from codd_ppl.typing import Bool, Float, Int, LogPotentials
+
+__all__ = ["CouplingLayer"]
+
+
+class CouplingLayer(nn.Module):
+    """Couples the tokens that a denoiser predicts, along a factor graph.
+
+    ``combine="projected"`` (default): among all joint laws whose single-site marginals are the network's, the one
+    closest in KL to the prior given the known tokens,
+
+        p(x_M | xt) = 1/Z prod_{i in M} w_i(x_i) p_w(x_M, x_K),    marginal_i = softmax(l_i),
+
+    with w from iterative proportional fitting, one site at a time (DESIGN section 3; Csiszar 1975).
+
+    ``combine="product"``: the paper's form (arXiv:2603.00045),
+
+        p(x_M | xt) = 1/Z sum_z prod_{i in M} softmax(l_i)[x_i] prod_f psi_f(x_f, z_f).
+
+    Without factors both are the product of categoricals.
+
+    Args:
+        graph: tokens ``x0 .. x{L-1}`` in reading order, with latents and factors; a forest.
+        vocab_size: cardinality of every token.
+        hidden_size: width of the denoiser's hidden states, if the potentials read them.
+        combine: "projected" or "product".
+        potentials: a module that holds the log-potentials (see ``codd_ppl.potentials.Potentials``). None: conditional
+            tables (:class:`LatentPotentials`) where latents hang together as a directed forest, else free tables.
+        sweeps: of the projection; one is enough in practice, twenty give marginals to about 1e-9.
+        seed: of the potentials' random start.
+
+    Raises:
+        GraphError: no tokens, or tokens of another cardinality than ``vocab_size``.
+        CyclicGraphError: the graph has a loop.
+        ConfigError: an unknown ``combine``, ``sweeps`` < 1, a table that is too large.
+    """
+
+    def __init__(
+        self,
+        graph: FactorGraph,
+        vocab_size: int,
+        hidden_size: int | None = None,
+        combine: Literal["projected", "product"] = "projected",
+        potentials: Potentials | None = None,
+        sweeps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if combine not in ("projected", "product"):
+            raise ConfigError(f'expected combine to be "projected" or "product", found {combine!r}')
+        if sweeps < 1:
+            raise ConfigError(f"expected sweeps >= 1, found {sweeps}")
+        tokens = [v for v in graph if not v.latent]
+        if not tokens:
+            raise GraphError("the graph has no tokens; add variables with latent=False, x0 .. x{L-1}")
+        for variable in tokens:
+            if variable.cardinality != vocab_size:
+                raise GraphError(
+                    f"token {variable.name!r} has cardinality {variable.cardinality}, not vocab_size = {vocab_size}"
+                )
+        self.plan = compile(graph)
+        self.graph = graph
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.combine = combine
+        self.sweeps = sweeps
+        self._names = tuple(v.name for v in tokens)
+        self.sites = len(tokens)
+        if potentials is None:
+            latent = any(v.latent for v in graph) and directed_parents(graph) is not None
+            potentials = LatentPotentials(graph, seed) if latent else TablePotentials(graph, seed)
+        self.potentials = potentials
+
+    def init_from_corpus(
+        self, blocks: Int[Tensor, "blocks sites"], progress: bool = True, seed: int = 0, **settings: Any
+    ) -> Any:
+        """Start the potentials from text alone: counts for tables, Baum-Welch for latents. No network is run.
+
+        Args:
+            blocks: (n, sites) int64 clean text.
+            progress: show a progress bar.
+            seed: of the start and the order of the blocks.
+            settings: for Baum-Welch, see :func:`codd_ppl.potentials.baum_welch` (``epochs=3``, ...).
+
+        Returns:
+            What the potentials report: mutual information by table, or the likelihood trace.
+
+        Raises:
+            ShapeError, TokenError: blocks that don't fit the graph and vocabulary.
+        """
+        return cast(Potentials, self.potentials).init_from_corpus(
+            blocks, progress=progress, seed=seed, **settings
+        )
+
+    def forward(
+        self,
+        logits: Float[Tensor, "*batch sites vocab"],
+        hidden: Float[Tensor, "*batch sites hidden"] | None = None,
+        tokens: Int[Tensor, "*batch sites"] | None = None,
+        known: Bool[Tensor, "*batch sites"] | None = None,
+    ) -> CoupledCategorical:
+        """The joint law of the masked tokens given the known ones.
+
+        Args:
+            logits: of the denoiser; -inf rules a token out.
+            hidden: of the denoiser, for potentials that read it.
+            tokens: xt; read only where ``known``.
+            known: which tokens are known; None: none is.
+
+        Raises:
+            ShapeError: shapes or dtypes that don't fit the graph; tokens without known.
+            LogitsError: NaN or +inf, or a masked site where every token is ruled out.
+            TokenError: a known token outside the vocabulary.
+        """
+        self._check(logits, hidden, tokens, known)
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if known is None or tokens is None:
+            known = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+            tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+        log_q = logits.log_softmax(-1)
+        potentials: LogPotentials = self.potentials(hidden)
+        if self.combine == "projected" and self.plan.factors:
+            evidence = self._projected(potentials, log_q, tokens, known)
+        else:
+            evidence = log_q
+        # A known site's own logits don't matter: its evidence is 0 at the token (and -inf elsewhere).
+        evidence = torch.where(known[..., None], 0.0, evidence)
+        return CoupledCategorical(self.plan, potentials, evidence, tokens, known)
+
+    def _projected(self, potentials: LogPotentials, log_q: Tensor, tokens: Tensor, known: Tensor) -> Tensor:
+        """Evidence of the tokens, log w plus the prior's own, so that the marginals are the network's."""
+        values = torch.arange(self.vocab_size, device=log_q.device)
+        clash = known[..., None] & (values != tokens[..., None])
+        start = cast(Potentials, self.potentials).evidence()
+        prior = torch.where(clash, -torch.inf, torch.zeros_like(log_q) if start is None else start.to(log_q))
+        everything = {**potentials, self._names: prior}
+        return prior + project(self.plan, everything, self._names, log_q, ~known, self.sweeps)
+
+    def _check(
+        self, logits: Tensor, hidden: Tensor | None, tokens: Tensor | None, known: Tensor | None
+    ) -> None:
+        expected = (self.sites, self.vocab_size)
+        if not logits.is_floating_point() or tuple(logits.shape[-2:]) != expected:
+            raise ShapeError(
+                f"expected floating logits of shape (*batch, {expected[0]}, {expected[1]}), the sites and vocabulary "
+                f"of the coupling's graph, found {logits.dtype} {tuple(logits.shape)}"
+            )
+        shape = tuple(logits.shape[:-1])
+        if tokens is not None and known is None:
+            raise ShapeError("tokens are given without known; pass known=xt != mask_token_id")
+        if known is not None and tokens is None:
+            raise ShapeError("known is given without tokens; pass tokens=xt, which is read where known")
+        if known is not None and (known.dtype != torch.bool or tuple(known.shape) != shape):
+            raise ShapeError(f"expected known as bool {shape}, found {known.dtype} {tuple(known.shape)}")
+        if tokens is not None and (
+            tokens.is_floating_point() or tokens.dtype == torch.bool or tuple(tokens.shape) != shape
+        ):
+            raise ShapeError(f"expected tokens as int64 {shape}, found {tokens.dtype} {tuple(tokens.shape)}")
+        if (
+            hidden is not None
+            and self.hidden_size is not None
+            and tuple(hidden.shape) != (*shape, self.hidden_size)
+        ):
+            raise ShapeError(
+                f"expected hidden of shape {(*shape, self.hidden_size)}, found {tuple(hidden.shape)}"
+            )
+        top = logits.detach().amax(-1)  # NaN and +inf show here
+        bad = ~(top < torch.inf)
+        ruled_out = top == -torch.inf
+        bad = bad | (ruled_out if known is None else ruled_out & ~known)
+        if bool(bad.any()):
+            *where, site = bad.nonzero()[0].tolist()
+            value = float(top[(*where, site)])
+            found = "every token ruled out (-inf)" if value == -torch.inf else f"{value}"
+            raise LogitsError(
+                f"expected finite logits (or -inf for some tokens), found {found} at site {site} of batch element "
+                f"{tuple(where)}; look for an overflow in the denoiser (try float32 or a lower learning rate)"
+            )
+        if tokens is not None and known is not None:
+            wrong = known & ((tokens < 0) | (tokens >= self.vocab_size))
+            if bool(wrong.any()):
+                *where, site = wrong.nonzero()[0].tolist()
+                raise TokenError(
+                    f"expected known tokens from 0 to {self.vocab_size - 1}, found {int(tokens[(*where, site)])} at "
+                    f"site {site} of batch element {tuple(where)}; is the mask token marked as known?"
+                )
+
+    def extra_repr(self) -> str:
+        """Sites, vocabulary and how logits and prior are combined."""
+        return f"sites={self.sites}, vocab_size={self.vocab_size}, combine={self.combine!r}, sweeps={self.sweeps}"

@@ -1,0 +1,300 @@
+"""The joint distribution of the tokens of partly known sequences, with a factor graph between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import log, prod
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.errors import IntractableError, ShapeError, TokenError
+from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
+from codd_ppl.typing import Bool, Float, Int, LogPotentials
+
+__all__ = ["CoupledCategorical"]
+
+
+class CoupledCategorical(TorchDistribution):
+    """Tokens drawn jointly:
+
+        p(x) = 1/Z  sum_z  prod_i exp(log_evidence_i[x_i])  prod_f psi_f(x_f, z_f)
+
+    exact to normalise, condition, marginalise and sample whenever the graph compiles (arXiv:2603.00045, section 3).
+
+    Args:
+        plan: the compiled factor graph; its token variables are the sites, in order of declaration.
+        log_potentials: factor or tie name -> (*batch, *cardinalities); batch shapes broadcast to that of the evidence.
+        log_evidence: (*batch, sites, vocab) unary log-potentials of the tokens; -inf means impossible.
+        tokens: (*batch, sites) values of the known sites (elsewhere ignored); None: nothing is known.
+        known: (*batch, sites) bool.
+
+    Raises:
+        ShapeError: the evidence doesn't fit the graph, or only one of ``tokens`` and ``known`` is given.
+        TokenError: a known token outside the vocabulary.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    ENUMERABLE: ClassVar[int] = 4096
+    """Number of sequences up to which the whole support is listed."""
+
+    def __init__(
+        self,
+        plan: ContractionPlan,
+        log_potentials: LogPotentials,
+        log_evidence: Float[Tensor, "*batch sites vocab"],
+        tokens: Int[Tensor, "*batch sites"] | None = None,
+        known: Bool[Tensor, "*batch sites"] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.plan = plan
+        self.sites = tuple(v.name for v in plan.variables if not v.latent)
+        sizes = {v.cardinality for v in plan.variables if not v.latent}
+        if len(sizes) != 1:
+            raise ShapeError(f"all tokens need the same cardinality, found {sorted(sizes)}")
+        self.vocab_size = sizes.pop()
+        expected = (len(self.sites), self.vocab_size)
+        if tuple(log_evidence.shape[-2:]) != expected:
+            raise ShapeError(
+                f"expected log_evidence of shape (*batch, {expected[0]}, {expected[1]}) for a graph of "
+                f"{expected[0]} tokens, found {tuple(log_evidence.shape)}"
+            )
+        batch_shape = log_evidence.shape[:-2]
+        if (tokens is None) != (known is None):
+            raise ShapeError("expected tokens and known together; pass known=tokens != mask_token_id")
+        if tokens is None or known is None:
+            known = torch.zeros(1, dtype=torch.bool, device=log_evidence.device)
+            tokens = torch.zeros(1, dtype=torch.int64, device=log_evidence.device)
+        self.known: Tensor = known.expand(*batch_shape, len(self.sites))
+        self.tokens: Tensor = torch.where(self.known, tokens, 0)
+        self._check_range(self.tokens)
+        self._potentials = dict(log_potentials)
+        self._coupled = bool(plan.factors)
+        self.log_evidence = self._clamp(log_evidence, self.tokens, self.known)
+        super().__init__(batch_shape, torch.Size((len(self.sites),)), validate_args=validate_args)
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> Any:
+        """Sequences of token ids from 0 to vocab - 1."""
+        return constraints.independent(constraints.integer_interval(0, self.vocab_size - 1), 1)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether there are at most :attr:`ENUMERABLE` sequences, known sites included."""
+        return len(self.sites) * log(self.vocab_size) <= log(self.ENUMERABLE) + 1e-9
+
+    def enumerate_support(self, expand: bool = True) -> Int[Tensor, "sequences *batch sites"]:
+        """All vocab ** sites sequences (those that contradict known tokens have log_prob -inf).
+
+        Raises:
+            IntractableError: more than :attr:`ENUMERABLE` sequences.
+        """
+        if not self.has_enumerate_support:
+            raise IntractableError(
+                f"{self.vocab_size} ** {len(self.sites)} sequences are too many to list (at most {self.ENUMERABLE}); "
+                "use sample() and log_prob(), which are exact at any size"
+            )
+        count = self.vocab_size ** len(self.sites)
+        place = self.vocab_size ** torch.arange(len(self.sites) - 1, -1, -1, device=self.log_evidence.device)
+        values = torch.arange(count, device=place.device)[:, None] // place % self.vocab_size
+        values = values.reshape(count, *[1] * len(self.batch_shape), len(self.sites))
+        return values.expand(count, *self.batch_shape, len(self.sites)) if expand else values
+
+    @property
+    def log_potentials(self) -> dict[str | tuple[str, ...], Tensor]:
+        """All log-potentials for ``codd_ppl.inference``: the factors', and the tokens' evidence under one key."""
+        result: dict[str | tuple[str, ...], Tensor] = dict(self._potentials)
+        result[self.sites] = self.log_evidence
+        return result
+
+    # -- probabilities -----------------------------------------------------------------------------
+
+    @cached_property
+    def log_partition(self) -> Float[Tensor, "*batch"]:
+        """log Z of the masked sites given the known ones, nats."""
+        return log_partition(self.plan, self.log_potentials)
+
+    def log_prob(
+        self, value: Int[Tensor, "*#shape sites"], sites: Bool[Tensor, "*#shape sites"] | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """Exact log-probability of all sites, or of a set of them with the rest summed out (DESIGN section 3):
+
+            log p(x_S | x_K) = log Z(K and S clamped) - log Z(K clamped)
+
+        Args:
+            value: (*sample, *batch, sites) tokens; read only where ``sites``.
+            sites: bool, the set S, for each sequence its own; None: all sites. Known sites contribute 0 where they
+                agree with what is known; else the result is -inf.
+
+        Returns:
+            (*sample, *batch) nats.
+
+        Raises:
+            ShapeError: shapes that don't broadcast, or a dtype that isn't integer.
+            TokenError: ids outside the vocabulary.
+        """
+        value, chosen = self._value(value, sites)
+        clash = (self.known & chosen & (value != self.tokens)).any(-1)
+        free = chosen & ~self.known
+        if not self._coupled:  # independent sites: nothing but the categoricals' own normaliser
+            logs = self.log_evidence.log_softmax(-1)
+            logs = logs.expand(*value.shape, self.vocab_size).gather(-1, value[..., None])[..., 0]
+            total = torch.where(free, logs, 0.0).sum(-1)
+        else:
+            evidence = self._clamp(self.log_evidence, value, free)
+            clamped = log_partition(self.plan, {**self._potentials, self.sites: evidence})
+            total = clamped - self.log_partition
+        return torch.where(clash, -torch.inf, total)
+
+    @cached_property
+    def marginals(self) -> Float[Tensor, "*batch sites vocab"]:
+        """Probability of each token at each site, given the known ones (one-hot there)."""
+        return marginals(self.plan, self.log_potentials)[self.sites]
+
+    def entropy(
+        self, num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """Entropy of the masked tokens given the known ones, nats.
+
+        Exact without latent variables (a sum over the tree), and by listing the support when it is small.
+
+        Args:
+            num_samples: estimate it as the mean of -log p over this many exact draws instead (unbiased; not
+                differentiable through the draws).
+            generator: for the draws.
+
+        Raises:
+            IntractableError: there are latents, the support is large and ``num_samples`` isn't given: the entropy of
+                a mixture has no exact polynomial algorithm.
+        """
+        if num_samples is not None:
+            draws = self.sample((num_samples,), generator=generator)
+            return -self.log_prob(draws).mean(0)
+        if not any(v.latent for v in self.plan.variables):
+            return entropy(self.plan, self.log_potentials)
+        if self.has_enumerate_support:
+            logs = self.log_prob(self.enumerate_support())
+            return -torch.where(logs == -torch.inf, 0.0, logs.exp() * logs).sum(0)
+        raise IntractableError(
+            "the entropy of tokens with latent variables summed out is intractable at this size; ask for an unbiased "
+            "estimate with entropy(num_samples=100)"
+        )
+
+    # -- draws ---------------------------------------------------------------------------------------
+
+    def sample(
+        self, sample_shape: Sequence[int] = torch.Size(), generator: torch.Generator | None = None
+    ) -> Int[Tensor, "*shape sites"]:
+        """Exact joint draws, (*sample_shape, *batch, sites); known tokens are filled in.
+
+        Raises:
+            InfeasibleError: the known tokens are impossible.
+        """
+        drawn = sample(self.plan, self.log_potentials, tuple(sample_shape), generator)
+        return torch.stack([drawn[name] for name in self.sites], -1)
+
+    @property
+    def mode(self) -> Int[Tensor, "*batch sites"]:
+        """Tokens of a most probable assignment of tokens **and latents** (max-product; Viterbi on a chain).
+
+        Without latents it is the most probable sequence; with latents that one is NP-hard to find in general.
+        """
+        best = mode(self.plan, self.log_potentials)
+        return torch.stack([best[name] for name in self.sites], -1)
+
+    # -- other distributions from it -------------------------------------------------------------------
+
+    def condition(
+        self, value: Int[Tensor, "*#batch sites"], sites: Bool[Tensor, "*#batch sites"] | None = None
+    ) -> CoupledCategorical:
+        """The same law given the tokens at ``sites`` (bool; None: all); nothing is projected anew.
+
+        Its log-partition is that of both together: condition(x, S).log_partition - log_partition = log p(x_S).
+
+        Raises:
+            TokenError: ids outside the vocabulary, or another token at a site that is known already.
+        """
+        value, chosen = self._value(value, sites)
+        if value.shape[:-1] != self.batch_shape:
+            raise ShapeError(
+                f"expected one sequence for each of the batch, {(*self.batch_shape, *self.event_shape)}, found "
+                f"{tuple(value.shape)}; expand() the distribution first"
+            )
+        clash = (self.known & chosen & (value != self.tokens)).nonzero()
+        if len(clash):
+            *where, site = clash[0].tolist()
+            raise TokenError(
+                f"site {self.sites[site]!r} of batch element {tuple(where)} is known as token "
+                f"{int(self.tokens[tuple(clash[0])])}, found {int(value[tuple(clash[0])])}; condition on masked sites"
+            )
+        tokens = torch.where(chosen, value, self.tokens)
+        return self._like(self.batch_shape, self.log_evidence, tokens, self.known | chosen)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> CoupledCategorical:
+        """The same law for a larger batch; nothing is copied."""
+        shape = torch.Size(batch_shape)
+        evidence = self.log_evidence.expand(*shape, *self.log_evidence.shape[-2:])
+        known = self.known.expand(*shape, len(self.sites))
+        return self._like(shape, evidence, self.tokens.expand(*shape, len(self.sites)), known)
+
+    def _like(
+        self, batch_shape: torch.Size, evidence: Tensor, tokens: Tensor, known: Tensor
+    ) -> CoupledCategorical:
+        return CoupledCategorical(
+            self.plan, self._potentials, evidence, tokens, known, validate_args=self._validate_args
+        )
+
+    # -- checks --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _clamp(evidence: Tensor, tokens: Tensor, sites: Tensor) -> Tensor:
+        """Evidence with every value but the given token made impossible at the given sites."""
+        values = torch.arange(evidence.shape[-1], device=evidence.device)
+        return torch.where(sites[..., None] & (values != tokens[..., None]), -torch.inf, evidence)
+
+    def _check_range(self, tokens: Tensor) -> None:
+        if not tokens.numel():
+            return
+        low, high = (int(v) for v in tokens.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            raise TokenError(
+                f"expected token ids from 0 to {self.vocab_size - 1}, found {low if low < 0 else high}; masks are "
+                "not values: leave them out with known= or sites="
+            )
+
+    def _value(self, value: Tensor, sites: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Value and chosen sites, broadcast with the batch; 0 where not chosen."""
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise ShapeError(f"expected token ids (int64), found {value.dtype}")
+        if sites is not None and sites.dtype != torch.bool:
+            raise ShapeError(
+                f"expected sites as a bool mask (*batch, {len(self.sites)}), found {sites.dtype}"
+            )
+        chosen = torch.ones(1, dtype=torch.bool, device=value.device) if sites is None else sites
+        try:
+            shape = torch.broadcast_shapes(value.shape, chosen.shape, (*self.batch_shape, len(self.sites)))
+        except RuntimeError:
+            shape = torch.Size()
+        if not shape or shape[-1] != len(self.sites) or value.shape[-1:] != shape[-1:]:
+            raise ShapeError(
+                f"expected tokens of shape (*sample, {', '.join(map(str, (*self.batch_shape, len(self.sites))))}), "
+                f"found {tuple(value.shape)}" + ("" if sites is None else f" and sites {tuple(sites.shape)}")
+            )
+        value, chosen = value.expand(shape), chosen.expand(shape)
+        value = torch.where(chosen, value, 0)
+        self._check_range(value)
+        return value, chosen
+
+    def __repr__(self) -> str:
+        count = prod(self.batch_shape) * len(self.sites)
+        return (
+            f"CoupledCategorical(batch_shape={tuple(self.batch_shape)}, sites={len(self.sites)}, "
+            f"vocab_size={self.vocab_size}, known={int(self.known.sum())} of {count})"
+        )
