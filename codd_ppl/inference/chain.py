@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference.tables import Tables
-from codd_ppl.typing import Float, LogPotentials
+from codd_ppl.typing import Float
 
 __all__ = ["edge_potentials", "log_partition", "usable"]
 
@@ -20,15 +19,16 @@ LARGEST = 1e4
 """Log-potentials beyond this size are left to the tree sweep: torch-struct's zero is exp(-1e5)."""
 
 
-def usable(plan: ContractionPlan, log_potentials: LogPotentials) -> bool:
+def usable(tables: Tables) -> bool:
     """True when the plan asks for the chain scan and torch-struct is right on these potentials."""
-    if plan.route != "chain scan" or not log_potentials:
+    if tables.plan.route != "chain scan" or not tables.raw:
         return False
-    return all(bool((t.detach().abs() <= LARGEST).all()) for t in log_potentials.values())
+    return all(bool((t.detach().abs() <= LARGEST).all()) for t in tables.raw.values())
 
 
-def edge_potentials(plan: ContractionPlan, tables: Tables) -> Float[Tensor, "batch edges states states"]:
+def edge_potentials(tables: Tables) -> Float[Tensor, "batch edges states states"]:
     """Edges in path order with the unary evidence folded in, indexed [next value, value] as torch-struct wants it."""
+    plan = tables.plan
     edges = []
     for index in range(len(plan.steps) - 1, -1, -1):  # from the root outwards
         (message,) = plan.steps[index].messages
@@ -41,12 +41,11 @@ def edge_potentials(plan: ContractionPlan, tables: Tables) -> Float[Tensor, "bat
     return stacked.expand(tables.batch, *stacked.shape[1:])
 
 
-def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
+def log_partition(tables: Tables) -> Float[Tensor, "*batch"]:
     """log Z by a scan of logarithmic depth, O(sites states^3) work (Rush 2020, arXiv:2002.00876)."""
     from torch_struct import LinearChain, LogSemiring
 
-    tables = Tables(plan, log_potentials)
-    edges = edge_potentials(plan, tables)
+    edges = edge_potentials(tables)
     if tables.batch == 0:
         return edges.new_zeros(tables.batch_shape)
     # sum() sets requires_grad on what it gets, so it gets a tensor of its own

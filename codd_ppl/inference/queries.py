@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.errors import InfeasibleError, ShapeError
 from codd_ppl.inference import chain
+from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.scores import log_score
+from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
 from codd_ppl.inference.tree import Downward, Upward, outside, upward
-from codd_ppl.typing import Assignment, Float, LogPotentials
+from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
 
@@ -38,10 +40,9 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     Raises:
         PotentialsError: unknown or missing key, wrong shape, NaN or +inf.
     """
-    keys = tuple(log_potentials)
-    if chain.usable(plan, log_potentials):
-        return chain.log_partition(plan, log_potentials)
-    result: Tensor = _LogPartition.apply(plan, keys, *log_potentials.values())
+    if plan.route == "chain scan" and chain.usable(tables := Tables(plan, log_potentials)):
+        return chain.log_partition(tables)
+    result: Tensor = _LogPartition.apply(plan, tuple(log_potentials), *log_potentials.values())
     return result
 
 
@@ -93,7 +94,8 @@ def _factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: b
     With ``per_batch=False`` the batch is summed already, so that a shared table never meets the batch dimension.
     """
     plan, tables = down.plan, down.tables
-    names = {key} if key in plan.factor else {n for n in plan.ties[key] if n not in tables.raw}
+    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
+    names = {n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw}
     parts = []
     for name in (n for n in names if plan.factor[n].order == 1):
         marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
@@ -176,20 +178,6 @@ def _unflatten(tables: Tables, value: Tensor) -> Tensor:
     return value.expand(tables.batch, *event).reshape(*tables.batch_shape, *event)
 
 
-def require_feasible(tables: Tables, total: Tensor) -> None:
-    """Raise InfeasibleError naming batch elements and hard evidence if some log-partition is -inf."""
-    if bool((total == -torch.inf).any()):
-        full = total.expand(tables.batch).reshape(tables.batch_shape)
-        where = (full == -torch.inf).nonzero().tolist()
-        index = f"batch element {tuple(where[0])}" if tables.batch_shape else "the evidence"
-        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        raise InfeasibleError(
-            f"{index}{more} has probability zero: no assignment is possible "
-            f"(variables with -inf in their evidence: {tables.hard_evidence()}). "
-            "Relax the evidence, or give the factors over these variables finite entries where they are -inf"
-        )
-
-
 def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the joint distribution of **all** variables, latents included.
 
@@ -205,14 +193,15 @@ def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tenso
 
     def query(down: Downward) -> Tensor:
         log_roots = [down.marginal((root,))[:, 0] for root in plan.roots]
-        result = sum((_plogp(log, log) for log in log_roots[1:]), _plogp(log_roots[0], log_roots[0]))
+        parts = [_plogp(log, log) for log in log_roots]
         for index in range(len(plan.steps)):
             for g in range(len(plan.steps[index].messages)):
                 log = down.log_factor_marginal(index, g)
-                parent = torch.logsumexp(log.flatten(1, -2), 1)
+                parent = safe_logsumexp(log.flatten(1, -2), 1)
+                parent = torch.where(parent == -torch.inf, 0.0, parent)
                 conditional = log - parent.reshape(-1, *[1] * (log.dim() - 2), parent.shape[-1])
-                result = result + _plogp(log, conditional)
-        return result
+                parts.append(_plogp(log, conditional))
+        return torch.stack(torch.broadcast_tensors(*parts)).sum(0, dtype=torch.float64)
 
     value = outside(up, query).to(tables.dtype)
     return value.expand(tables.batch).reshape(tables.batch_shape)
@@ -222,72 +211,3 @@ def _plogp(log: Tensor, conditional: Tensor) -> Tensor:
     """- sum exp(log) * conditional over everything but the batch, 0 where the probability is 0."""
     dead = log == -torch.inf
     return -(log.exp() * torch.where(dead, 0.0, conditional)).flatten(1).sum(1)
-
-
-def log_score(
-    plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment
-) -> Float[Tensor, "..."]:
-    """Sum of the log-potentials at one assignment of all variables, sum_f log psi_f(x_f); no normaliser.
-
-    Args:
-        plan, log_potentials: as in :func:`log_partition`.
-        assignment: every variable -> (*sample, *batch) int64 values.
-
-    Returns:
-        (*sample, *batch) nats.
-
-    Raises:
-        PotentialsError: as in :func:`log_partition`.
-        ShapeError: a variable is missing, has values out of range, or a shape that doesn't broadcast.
-    """
-    tables = Tables(plan, log_potentials)
-    values = _checked(plan, tables, assignment)
-    shape = next(iter(values.values())).shape[:-1] if values else ()
-    result = torch.zeros(*shape, tables.batch, dtype=tables.dtype, device=tables.device)
-    ordered = [v.name for v in plan.variables]
-    for size in dict.fromkeys(v.cardinality for v in plan.variables):
-        names = tuple(n for n in ordered if plan.variable[n].cardinality == size)
-        picked = torch.stack([values[n] for n in names], -1)
-        evidence = tables.evidence(names).expand(*shape, tables.batch, len(names), size)
-        result = result + evidence.gather(-1, picked[..., None])[..., 0].sum(-1)
-    for index, step in enumerate(plan.steps):
-        parent = torch.stack([values[m.parent] for m in step.messages], -1)
-        table = tables.step(index).log
-        rows = torch.zeros_like(parent)
-        for c in range(len(step.shape) - 1):
-            rows = rows * table.shape[2 + c] + torch.stack([values[m.children[c]] for m in step.messages], -1)
-        rows = rows * table.shape[-1] + parent
-        table = table.flatten(2)
-        batch = torch.arange(table.shape[0], device=table.device)[:, None]
-        message = torch.arange(table.shape[1], device=table.device)
-        result = result + table[batch, message, rows].sum(-1)
-    return result.reshape((*shape, *tables.batch_shape))
-
-
-def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> dict[str, Tensor]:
-    """Assignment values as (*sample, batch)."""
-    missing = [name for name in plan.variable if name not in assignment]
-    if missing:
-        raise ShapeError(
-            f"the assignment lacks variable {missing[0]!r} (and {len(missing) - 1} more); give all of them"
-        )
-    shapes = [tuple(assignment[name].shape) for name in plan.variable]
-    try:
-        full = torch.broadcast_shapes(*shapes, tables.batch_shape)
-    except RuntimeError as error:
-        raise ShapeError(
-            f"assignment shapes must broadcast with the batch shape {tables.batch_shape}; found {set(shapes)}"
-        ) from error
-    sample = full[: len(full) - len(tables.batch_shape)]
-    result = {}
-    for name, variable in plan.variable.items():
-        value = assignment[name]
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ShapeError(f"assignment[{name!r}]: expected integers, found {value.dtype}")
-        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < variable.cardinality):
-            raise ShapeError(
-                f"assignment[{name!r}]: expected values from 0 to {variable.cardinality - 1}, "
-                f"found {int(value.min())} to {int(value.max())}"
-            )
-        result[name] = value.long().expand(full).reshape(*sample, tables.batch)
-    return result

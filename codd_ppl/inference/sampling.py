@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
-from codd_ppl.inference.queries import require_feasible
+from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.semirings import MaxSemiring
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.tree import Upward, upward
@@ -19,17 +19,24 @@ from codd_ppl.typing import Int, LogPotentials
 __all__ = ["categorical", "mode", "sample"]
 
 
-def categorical(log_weights: Tensor, generator: torch.Generator | None = None) -> Int[Tensor, "..."]:
+CHUNK = 1 << 23
+"""Largest number of weights that one step of a sample looks at at once; more draws are made in slices."""
+
+
+def categorical(
+    log_weights: Tensor, generator: torch.Generator | None = None, draws: int | None = None
+) -> Int[Tensor, "..."]:
     """One draw per row of unnormalised log-weights, by inverting the cumulative sum in float64.
 
-    A value of weight zero is never drawn.
+    A value of weight zero is never drawn. With ``draws`` that many per row, in a last dimension.
     """
     cumulative = torch.softmax(log_weights.detach(), -1, dtype=torch.float64).cumsum(-1)
-    shape = (*cumulative.shape[:-1], 1)
+    shape = (*cumulative.shape[:-1], 1 if draws is None else draws)
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=cumulative.device)
     total = cumulative[..., -1:]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[..., 0]
+    found = torch.searchsorted(cumulative, target, right=True)
+    return found[..., 0] if draws is None else found
 
 
 def sample(
@@ -56,7 +63,15 @@ def sample(
         tables = Tables(plan, log_potentials)
         up, total = upward(tables)
         require_feasible(tables, total)
-        return _decode(up, tuple(sample_shape), lambda log: categorical(log, generator))
+        draws = prod(sample_shape)
+        rows = [len(s.messages) * prod(s.shape) // s.shape[s.parent_axis] for s in plan.steps]
+        each = max(1, CHUNK // max(1, tables.batch * max(rows, default=1)))
+        slices = [
+            _decode(up, min(each, draws - start), lambda log, n: categorical(log, generator, n))
+            for start in range(0, max(1, draws), each)
+        ]
+        shape = (*sample_shape, *tables.batch_shape)
+        return {name: torch.cat([part[name] for part in slices]).reshape(shape) for name in plan.variable}
 
 
 def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[Tensor, "*batch"]]:
@@ -76,33 +91,37 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
         if bool((~(total < torch.inf)).any()):
             raise PotentialsError(f"log_potentials must be finite or -inf: {tables.bad_entries()}")
         require_feasible(tables, total)
-        return _decode(up, (), lambda log: log.argmax(-1))
+        best = _decode(up, 1, lambda log, n: log.argmax(-1, keepdim=True).expand(*log.shape[:-1], n))
+        return {name: value.reshape(tables.batch_shape) for name, value in best.items()}
 
 
-def _decode(
-    up: Upward, sample_shape: tuple[int, ...], choose: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Choose the roots, then every step's children given its parents."""
-    plan, tables = up.plan, up.tables
-    lead = (*sample_shape, tables.batch)
+def _decode(up: Upward, draws: int, choose: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
+    """Choose the roots, then every step's children given its parents: variable -> (draws, batch).
+
+    ``choose(log_weights, n)`` returns n values per row, in a last dimension.
+    """
+    plan, batch = up.plan, up.tables.batch
     values: dict[str, Tensor] = {}
     for size in dict.fromkeys(plan.variable[r].cardinality for r in plan.roots):
         roots = tuple(r for r in plan.roots if plan.variable[r].cardinality == size)
-        log = up.stacked(roots)
-        chosen = choose(log.expand(*lead, len(roots), size))
-        values.update(zip(roots, chosen.unbind(-1), strict=True))
+        log = up.stacked(roots)  # (batch or 1, roots, size): one row serves all draws
+        if log.shape[0] == batch:
+            chosen = choose(log, draws).permute(1, 2, 0)
+        else:
+            chosen = choose(log, draws * batch).reshape(len(roots), draws, batch)
+        values.update(zip(roots, chosen.unbind(0), strict=True))
     for index in range(len(plan.steps) - 1, -1, -1):
         step = plan.steps[index]
         parents = torch.stack([values[m.parent] for m in step.messages], -1)
-        log = tables.step(index).rows(parents)
-        sizes = log.shape[len(lead) + 1 :]
+        log = up.tables.step(index).rows(parents)
+        sizes = log.shape[3:]
         for c, belief in enumerate(up.children[index]):
             shape = [1] * len(sizes)
             shape[c] = sizes[c]
             log = log + belief.reshape(*belief.shape[:2], *shape)
-        flat = choose(log.reshape(*log.shape[: len(lead) + 1], prod(sizes)))
+        flat = choose(log.reshape(*log.shape[:3], prod(sizes)), 1)[..., 0]
         for c in range(len(sizes) - 1, -1, -1):
             digit = flat % sizes[c]
             flat = flat // sizes[c]
             values.update(zip([m.children[c] for m in step.messages], digit.unbind(-1), strict=True))
-    return {name: values[name].reshape((*sample_shape, *tables.batch_shape)) for name in plan.variable}
+    return {name: values[name] for name in plan.variable}

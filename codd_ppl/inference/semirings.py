@@ -17,7 +17,7 @@ from torch import Tensor
 from codd_ppl.compiler import Step
 from codd_ppl.inference.tables import StepTable
 
-__all__ = ["LogSemiring", "MaxSemiring", "safe_logsumexp"]
+__all__ = ["LogSemiring", "MaxSemiring", "log_joint", "log_normalized", "safe_logsumexp"]
 
 CHUNK = 1 << 24
 """Largest number of entries of a table times batch that log space builds at once."""
@@ -30,6 +30,17 @@ def safe_logsumexp(value: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     total = (value - top).exp().sum(dim, keepdim=True)
     dead = total == 0
     return torch.where(dead, -torch.inf, torch.where(dead, 1.0, total).log() + top).squeeze(dim)
+
+
+def log_normalized(value: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Log-probabilities over some dimensions; -inf throughout, with gradient 0, where every entry is -inf.
+
+    The largest entry is taken out first, so that they sum to 1 to rounding however large the entries are.
+    """
+    top = value.detach().amax(dim, keepdim=True)
+    value = value - torch.where(torch.isfinite(top), top, 0.0)
+    total = value.exp().sum(dim, keepdim=True)
+    return value - torch.where(total == 0, 1.0, total).log()
 
 
 def log_joint(table: StepTable, beliefs: list[Tensor], outer: Tensor | None) -> Tensor:
@@ -128,9 +139,14 @@ class MaxSemiring:
     """Max-product: the same sweep finds the best assignment's score (Viterbi on chains)."""
 
     def up(self, step: Step, table: StepTable, beliefs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Best score of the part below for every parent value; nothing is rescaled, max-plus can't overflow."""
-        best = _in_chunks(table, beliefs, None, lambda joint, dims: joint.amax(dims), len(beliefs))
-        return best, best.new_zeros(best.shape[:2])
+        """Best scores of the part below for every parent value, and the largest belief taken out of them.
+
+        Without that the scores would grow with the tree, and rounding with the scores.
+        """
+        tops = [_top(b) for b in beliefs]
+        small = [b - t for b, t in zip(beliefs, tops, strict=True)]
+        best = _in_chunks(table, small, None, lambda joint, dims: joint.amax(dims), len(beliefs))
+        return best, sum(tops[1:], tops[0]).squeeze(-1)
 
     def safe(self) -> bool:
         """Always exact."""

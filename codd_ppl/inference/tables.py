@@ -174,7 +174,8 @@ class Tables:
         parts = [self.flat(name)] if name in self.raw else []
         parts += [self.flat(b)[:, self._place(b)[name]] for b in self._blocks if name in self._place(b)]
         for factor in self.plan.unary.get(name, ()):
-            if factor.name != name:  # a unary factor named like its variable is that variable's evidence
+            # A unary factor named like its variable is that variable's evidence, which was counted above.
+            if factor.name != name or name not in self.raw:
                 parts.append(self.flat(factor.name if factor.name in self.raw else factor.tie or ""))
         return (
             sum(parts[1:], parts[0]) if parts else torch.zeros(1, size, dtype=self.dtype, device=self.device)
@@ -211,12 +212,3 @@ class Tables:
             elif bool((value == torch.inf).any()):
                 found.append(f"{key!r} holds +inf")
         return "; ".join(found) or "the sum of finite log-potentials overflows"
-
-    def hard_evidence(self) -> str:
-        """Names of the variables with a -inf in their evidence, for an error message."""
-        names = [
-            v.name
-            for v in self.plan.variables
-            if bool((self._single(v.name, v.cardinality) == -torch.inf).any())
-        ]
-        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.errors import PotentialsError
-from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, safe_logsumexp
+from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
 
 T = TypeVar("T")
@@ -176,10 +176,7 @@ class Downward:
                 for v, above in zip(names, where, strict=True)
             ]
             log = torch.stack(torch.broadcast_tensors(*parts), dim=1)
-        total = safe_logsumexp(log, -1)[..., None]
-        return torch.where(
-            total == -torch.inf, -torch.inf, log - torch.where(total == -torch.inf, 0.0, total)
-        )
+        return log_normalized(log, -1)
 
     def weights(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Children's and parent's linear weights whose outer product with the linear table is the factor marginal.
@@ -189,14 +186,14 @@ class Downward:
         """
         (child,), table = self.up.children[index], self.tables.step(index)
         outer, message = self.outer(index), self.up.messages[index]
-        total = safe_logsumexp(outer + message, -1)[..., None]
-        dead = total == -torch.inf
-        top = (outer + table.scale).detach().amax(-1, keepdim=True)
-        top = torch.where(torch.isfinite(top), top, 0.0)
-        parent = (outer + table.scale - top).exp()
-        weight = torch.where(dead, -torch.inf, top - torch.where(dead, 0.0, total))
+        outer = outer + table.scale
+        top = outer.detach().amax(-1, keepdim=True)
+        outer = outer - torch.where(torch.isfinite(top), top, 0.0)
+        # Both sums are taken relative to the largest terms, so that large log-potentials cost no digits here.
+        weight = -safe_logsumexp(outer + (message - table.scale), -1)[..., None]
+        weight = torch.where(weight == torch.inf, -torch.inf, weight)
         offset = self.up.offsets[index][..., None]
-        return (child - offset).exp() * weight.exp(), parent, weight
+        return (child - offset).exp() * weight.exp(), outer.exp(), weight
 
     def log_factor_marginal(self, index: int, message: int | None = None) -> Tensor:
         """Normalised log joint of a step's factors, (batch, messages, *children, parent); -inf where infeasible.
@@ -209,10 +206,7 @@ class Downward:
             table = StepTable(table.log if table.log.shape[1] == 1 else table.log[:, pick])
             children, outer = [c[:, pick] for c in children], outer[:, pick]
         log = log_joint(table, children, outer)
-        total = safe_logsumexp(log.flatten(2), -1)
-        total = total.reshape(*total.shape, *[1] * (log.dim() - 2))
-        dead = total == -torch.inf
-        log = torch.where(dead, -torch.inf, log - torch.where(dead, 0.0, total))
+        log = log_normalized(log, tuple(range(2, log.dim())))
         return log if message is None else log[:, 0]
 
 
