@@ -177,6 +177,11 @@ def test_a_tie_named_like_one_of_its_factors():
     tables = {"e": normal(2, 2)}
     close(log_partition(compile(graph), tables), testing.brute_log_partition(graph, tables))
     close(marginals(compile(graph), tables)["e"], testing.brute_marginals(graph, tables)["e"])
+    leaf = tables["e"].clone().requires_grad_()
+    log_partition(compile(graph), {"e": leaf}).backward()
+    close(leaf.grad, testing.brute_marginals(graph, tables)["e"])
+    tables["x1,x2"] = normal(2, 2, seed=1)  # a table of its own: not a user of "e" any more
+    close(marginals(compile(graph), tables)["e"].sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
 def test_every_factor_of_a_tie_by_name():
@@ -316,6 +321,38 @@ def test_infeasible_evidence(name):
         assert any(culprit in str(error.value) for culprit in culprits), str(error.value)
     zeros = {variable: torch.tensor(0) for variable in graph.variables}
     assert log_score(plan, tables, zeros).item() == -INF
+
+
+def test_the_contradiction_is_located_in_a_long_chain():
+    """Hundreds of clamped tokens, two of which contradict each other: only those around the place help."""
+    graph = topologies.chain(300, 3)
+    equal = torch.full((3, 3), -INF, dtype=torch.float64).fill_diagonal_(0.0)
+    tables = {"edge": equal, **{f"x{i}": clamp(3, int(i == 170)).expand(2, 3) for i in range(0, 300, 10)}}
+    tables["x170"] = torch.stack([clamp(3, 0), clamp(3, 1)])
+    with pytest.raises(
+        InfeasibleError, match=r"batch element \(1,\) has.* at variable 'x170'.*: x170, x180,"
+    ):
+        entropy(compile(graph), tables)
+    tables["x170"] = clamp(3, 1)
+    with pytest.raises(InfeasibleError, match=r"batch element \(0,\) and 1 more has"):
+        mode(compile(graph), tables)
+
+
+def test_an_impossible_table_is_named():
+    graph = topologies.chain(9, 2, tie=None)
+    tables = {name: torch.zeros(2, 2) for name in graph.factors}
+    tables["x3,x4"] = torch.full((2, 2), -INF)
+    with pytest.raises(InfeasibleError, match=r"factor 'x3,x4'; .* x3, x4, x5.*in their evidence: none"):
+        sample(compile(graph), tables)
+
+
+def test_an_empty_batch_is_never_infeasible():
+    tables = {"edge": torch.full((2, 2), -INF), "x0": torch.zeros(0, 2)}
+    plan = compile(topologies.chain(2, 2))
+    assert mode(plan, tables)["x1"].shape == (0,)
+    assert sample(plan, tables, (3,))["x1"].shape == (3, 0)
+    assert marginals(plan, tables)["x1"].shape == (0, 2)
+    assert entropy(plan, tables).shape == (0,)
 
 
 def test_one_infeasible_element_of_a_batch():

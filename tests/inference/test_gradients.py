@@ -163,6 +163,19 @@ def test_entropy_gradient_with_impossible_entries_is_finite():
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_entropy_gradient_with_impossible_entries_is_that_of_very_unlikely_ones(seed):
+    graph = topologies.hidden_markov(3, 3, 3)
+    keys, leaves = leaves_of(graph, infinite=0.3, seed=seed)
+    finite = tuple(leaf.detach().clamp(min=-900.0).requires_grad_() for leaf in leaves)  # exp(-900) is 0, too
+    values = [entropy(compile(graph), dict(zip(keys, group, strict=True))) for group in (leaves, finite)]
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-9)
+    for value in values:
+        value.backward()
+    for one, other in zip(leaves, finite, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
 def test_an_infeasible_element_does_not_spoil_the_others():
     """Shared table, three sequences, the middle one impossible: mask it out of the loss and all is finite."""
     graph = topologies.chain(2, 2)

@@ -68,6 +68,15 @@ def test_peaked_gradients_in_float32(scale):
     torch.testing.assert_close(leaf.grad.double(), chain_truth(edges, unary)[1], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_peaked_gradients_of_tables_sum_to_one_in_float32(scale):
+    graph, tables, *_ = peaked_chain(64, 8, scale, seed=3)
+    leaves = {key: table.clone().requires_grad_() for key, table in tables.items()}
+    log_partition(compile(graph), leaves).backward()
+    for name in graph.factors:
+        assert leaves[name].grad.sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("scale", [30.0, 100.0])
 def test_peaked_tied_hidden_markov_model_in_float32(scale):
     """One shared peaked transition and emission: where normalising by the largest entry is not enough."""

@@ -6,7 +6,7 @@ import torch
 from codd_ppl import testing
 from codd_ppl.compiler import compile
 from codd_ppl.graphs import topologies
-from codd_ppl.inference import sample
+from codd_ppl.inference import sample, sampling
 
 
 @pytest.fixture
@@ -85,6 +85,26 @@ def test_topologies_with_hard_zeros(graph):
     tables = testing.random_log_potentials(graph, infinite=0.3, evidence=0.7, seed=2)
     draws = sample(compile(graph), tables, (20_000,), generator=torch.Generator().manual_seed(6))
     assert testing.sample_p_value(graph, tables, draws) > 1e-4
+
+
+@pytest.mark.parametrize("chunk", [1, 700])
+def test_draws_made_in_slices(hidden, monkeypatch, chunk):
+    """One draw at a time, and slices whose last one is shorter."""
+    graph, plan, tables = hidden
+    monkeypatch.setattr(sampling, "CHUNK", chunk)
+    draws = sample(plan, tables, (1001, 3) if chunk > 1 else (500,), torch.Generator().manual_seed(4))
+    flat = {name: value.reshape(-1, 2) for name, value in draws.items()}
+    assert testing.sample_p_value(graph, tables, flat) > 1e-4
+
+
+def test_roots_are_drawn_for_each_element_of_a_batch():
+    """A component without evidence, beside one whose evidence is batched."""
+    graph = topologies.independent(2, 3)
+    tables = {"x1": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}
+    draws = sample(compile(graph), tables, (5000, 2), generator=torch.Generator().manual_seed(2))
+    assert draws["x0"].shape == draws["x1"].shape == (5000, 2, 4)
+    flat = {name: value.reshape(-1, 4) for name, value in draws.items()}
+    assert testing.sample_p_value(graph, tables, flat) > 1e-4
 
 
 def test_draws_within_a_call_are_independent(hidden):

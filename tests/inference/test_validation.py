@@ -122,6 +122,11 @@ def test_tables_must_be_tensors(query):
         query(compile(GRAPH), tables(initial=[0.0, 0.0]))
 
 
+def test_tables_must_be_tensors_on_the_scan():
+    with pytest.raises(PotentialsError, match="edge"):
+        log_partition(compile(topologies.chain(3, 2), "chain scan"), {"edge": [[0.0, 0.0], [0.0, 0.0]]})
+
+
 def test_errors_are_value_errors():
     assert issubclass(PotentialsError, ValueError)
 
