@@ -65,12 +65,22 @@ class BlockLoader:
         self.rank = rank
         self.replicas = replicas
         self.epoch = 0
+        self._done = 0  # batches of the current pass that were taken
+        self._skip = 0  # batches of the next pass that were taken before a checkpoint
         if shuffle:
             self.sampler = self  # Lightning calls sampler.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Which pass comes next; without this call, passes are counted."""
         self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the current pass stands, for Lightning's checkpoints."""
+        return {"done": self._done % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on in the middle of a pass: the batches that were taken already are left out once."""
+        self._skip = state["done"]
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.blocks / self.replicas) / self.batch_size)
@@ -80,7 +90,10 @@ class BlockLoader:
         # Lightning calls iter() long before set_epoch().
         starts = torch.from_numpy(self._starts())
         self.epoch += 1
-        for some in starts.split(self.batch_size):
+        skip, self._skip = self._skip, 0
+        self._done = skip
+        for some in starts.split(self.batch_size)[skip:]:
+            self._done += 1
             yield self.windows[some]
 
     def _starts(self) -> np.ndarray:

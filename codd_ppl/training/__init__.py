@@ -1,0 +1,6 @@
+"""Train: the Lightning module and the text data that feed it."""
+
+from codd_ppl.training.data import TextDataModule
+from codd_ppl.training.module import CoDDModule
+
+__all__ = ["CoDDModule", "TextDataModule"]

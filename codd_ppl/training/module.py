@@ -1,0 +1,223 @@
+"""Training of a coupled masked diffusion model: the bound as the loss, for the network, the potentials or both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers.protocol import Denoiser
+from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
+from codd_ppl.diffusion.nelbo import NoisedBatch
+from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
+from codd_ppl.errors import ConfigError
+from codd_ppl.typing import Float, Int
+
+__all__ = ["CoDDModule"]
+
+
+class CoDDModule(L.LightningModule):
+    """Trains denoiser and coupling on NELBO_T, in nats per token (DESIGN section 3; arXiv:2603.00045):
+
+        loss = 1/sites E_k E_{xt_k ~ q} E_S [ -T log p(x_S | xt_k) ]
+
+    A loss is a function of the weights, the batch, ``seed`` and the global step alone, so that an interrupted run that
+    is resumed from its checkpoint goes on exactly as it would have. Logged: ``train_loss`` (nats per token),
+    ``valid_bits`` (bits per token), for each number of steps of ``valid_steps`` also ``valid_bits_T<steps>``.
+
+    Args:
+        denoiser: an ``nn.Module`` with ``vocab_size``, ``mask_token_id`` and ``hidden_size`` (see ``denoisers``).
+        coupling: over the same vocabulary; ``topologies.independent`` trains the factorised model (MDLM's loss).
+        steps: reverse steps T that the model is trained for: a number, several (one is drawn for each batch), or
+            "any": a power of two up to the number of sites, drawn for each batch.
+        schedule: noise; linear by default.
+        freeze_denoiser: train the potentials alone; the network runs without gradient, in eval mode.
+        freeze_coupling: train the network alone, for the coupling as it is.
+        learning_rate: of the network (AdamW).
+        potentials_learning_rate: of the potentials; ten times ``learning_rate`` by default, without weight decay.
+        weight_decay: of the network's matrices.
+        warmup_steps: linear warm-up; then a cosine down to a tenth over the rest of the run.
+        init_from_corpus: start the potentials from the training blocks of the data module (which must have
+            ``train_blocks()``, as :class:`TextDataModule` has) before a fresh run; not when one is resumed.
+        valid_steps: numbers of steps to validate at; the largest of ``steps`` by default.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: everything frozen, a setting out of range, or vocabularies or lengths that differ.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        coupling: CouplingLayer,
+        steps: int | Sequence[int] | Literal["any"] = "any",
+        schedule: Schedule | None = None,
+        freeze_denoiser: bool = False,
+        freeze_coupling: bool = False,
+        learning_rate: float = 1e-3,
+        potentials_learning_rate: float | None = None,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        init_from_corpus: bool = False,
+        valid_steps: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        if self.network.vocab_size != coupling.vocab_size:
+            raise ConfigError(
+                f"coupling.vocab_size: expected {self.network.vocab_size} as in denoiser.vocab_size, found "
+                f"{coupling.vocab_size}; build both for the vocabulary of the data"
+            )
+        self.steps = self._possible_steps(steps, coupling.sites)
+        self.valid_steps = [check_steps(T) for T in valid_steps or (max(self.steps),)]
+        self.schedule = schedule or LinearSchedule()
+        self.freeze_denoiser, self.freeze_coupling = freeze_denoiser, freeze_coupling
+        self.learning_rate = learning_rate
+        self.potentials_learning_rate = (
+            10 * learning_rate if potentials_learning_rate is None else potentials_learning_rate
+        )
+        self.weight_decay, self.warmup_steps, self.seed = weight_decay, warmup_steps, seed
+        self.start_from_corpus = init_from_corpus
+        denoiser.requires_grad_(not freeze_denoiser)
+        self.coupling = coupling.requires_grad_(not freeze_coupling)
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ConfigError(
+                "nothing to train: expected parameters in the denoiser or the coupling that are not frozen; set "
+                "freeze_denoiser=False, or give the coupling factors"
+            )
+
+    @property
+    def network(self) -> Denoiser:
+        """The denoiser, with what the protocol says of it."""
+        return cast(Denoiser, self.denoiser)
+
+    @staticmethod
+    def _possible_steps(steps: int | Sequence[int] | str, sites: int) -> list[int]:
+        if steps == "any":
+            return [1 << k for k in range(max(1, sites.bit_length()))]
+        if isinstance(steps, int):
+            return [check_steps(steps)]
+        if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
+            raise ConfigError(f'steps: expected a number, a list of numbers or "any", found {steps!r}')
+        return [check_steps(T) for T in steps]
+
+    # --- the loss -----------------------------------------------------------------------------------
+
+    def forward(self, noised: NoisedBatch) -> Float[Tensor, "*batch"]:
+        """NELBO_T of each sequence for one draw of the noise, nats."""
+        if self.freeze_denoiser:
+            with torch.no_grad():
+                output = self.network(noised.xt)
+        else:
+            output = self.network(noised.xt)
+        if not self.coupling.plan.factors:
+            return factorised_nelbo(noised, output.logits)
+        dist = self.coupling(output.logits, hidden=output.hidden, tokens=noised.xt, known=noised.known)
+        return coupled_nelbo(noised, output.logits, dist)
+
+    def noise(self, x0: Int[Tensor, "batch sites"], steps: int, salt: int) -> NoisedBatch:
+        """The noise that belongs to this seed, process and ``salt``, whatever was drawn before."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + salt) * 65_537 + self.global_rank)
+        return noise(x0, steps, self.schedule, self.network.mask_token_id, generator)
+
+    def training_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> Float[Tensor, ""]:
+        """Mean loss of a batch, nats per token."""
+        picker = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        steps = self.steps[int(torch.randint(len(self.steps), (), generator=picker))]
+        loss = self(self.noise(batch, steps, self.global_step + 1)).mean() / batch.shape[-1]
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> None:
+        """Bits per token at each of ``valid_steps``, with the same noise every time."""
+        found = []
+        for steps in self.valid_steps:
+            noised = self.noise(batch, steps, -1 - batch_idx)
+            found.append(self(noised).mean() / (batch.shape[-1] * math.log(2)))
+            self.log(f"valid_bits_T{steps}", found[-1], batch_size=len(batch), sync_dist=True)
+        self.log("valid_bits", found[-1], prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    # --- the run --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the data's vocabulary and length, and start the potentials from the text of a fresh run."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        size = getattr(data, "vocab_size", None)
+        if size is not None and size != self.coupling.vocab_size:
+            raise ConfigError(
+                f"the data's tokenizer has {size} tokens, expected vocab_size = {self.coupling.vocab_size} of the "
+                "denoiser and the coupling; build them with vocab_size=data.vocab_size"
+            )
+        sites = getattr(data, "block_length", None)
+        if sites is not None and sites != self.coupling.sites:
+            raise ConfigError(
+                f"the data's blocks have {sites} tokens, expected {self.coupling.sites}, the sites of the coupling's "
+                "graph; set block_length, or build the graph for that length"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run doesn't start the potentials anew."""
+        self.start_from_corpus = False
+
+    def on_fit_start(self) -> None:
+        """Start the potentials from the text: in one process, which tells the others."""
+        if not self.start_from_corpus:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "train_blocks"):
+            raise ConfigError(
+                "init_from_corpus needs a data module with train_blocks(), such as TextDataModule; or call "
+                "coupling.init_from_corpus(blocks) yourself"
+            )
+        if self.trainer.is_global_zero:
+            rank_zero_info("starting the coupling from the training text")
+            self.coupling.init_from_corpus(data.train_blocks(), progress=self.show_progress)
+        if self.trainer.world_size > 1:
+            self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
+        self.start_from_corpus = False
+
+    @property
+    def show_progress(self) -> bool:
+        """Whether the trainer shows a progress bar."""
+        return self.trainer.progress_bar_callback is not None
+
+    def on_train_epoch_start(self) -> None:
+        """A frozen network stays in eval mode: its dropout is off."""
+        if self.freeze_denoiser:
+            self.denoiser.eval()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with separate rates, linear warm-up and a cosine to a tenth."""
+        network = [p for p in self.denoiser.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in network if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in network if p.dim() <= 1]},
+            {
+                "params": [p for p in self.coupling.parameters() if p.requires_grad],
+                "lr": self.potentials_learning_rate,
+            },
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+        )
+        total = max(1, int(min(self.trainer.estimated_stepping_batches, 1e9)))
+        warmup = max(1, min(self.warmup_steps, total // 2))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = min(1.0, (step - warmup) / max(1, total - warmup))
+            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
