@@ -1,5 +1,6 @@
-"""A denoiser and a coupling small enough to enumerate, a reference distribution, and two statistical tests."""
+"""Denoisers and couplings small enough to enumerate, made up and real, and two statistical tests."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from codd_ppl.coupling import CouplingLayer
+from codd_ppl.graphs import topologies
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 
 
@@ -58,6 +61,83 @@ class TinyDenoiser(nn.Module):
         one_hot = nn.functional.one_hot(xt, self.vocab_size + 1).to(self.weight.dtype).flatten(-2)
         logits = (one_hot @ self.weight).reshape(*xt.shape, self.vocab_size)
         return SimpleNamespace(logits=logits, hidden=None)
+
+
+class ExactMarginals(nn.Module):
+    """The best factorised network of a joint: log p(x_i | x_K) at every site, by enumeration."""
+
+    def __init__(self, joint):
+        super().__init__()
+        self.vocab_size, self.sites, self.mask_token_id = joint.shape[0], joint.ndim, joint.shape[0]
+        self.states = enumerate_sequences(self.vocab_size, self.sites)
+        self.register_buffer("joint", joint.flatten())
+        self.register_buffer("one_hot", nn.functional.one_hot(self.states, self.vocab_size).to(joint.dtype))
+
+    def forward(self, xt):
+        known = xt != self.mask_token_id
+        agrees = ((xt.unsqueeze(-2) == self.states) | ~known.unsqueeze(-2)).all(-1)
+        weights = torch.einsum("...s,siv->...iv", agrees * self.joint, self.one_hot)
+        return SimpleNamespace(logits=weights.log(), hidden=None)
+
+
+def coupling_of(kind, vocab, sites, combine, dtype, spread):
+    """A real CouplingLayer with random potentials, normal with standard deviation ``spread``."""
+    graph = {
+        "independent": lambda: topologies.independent(sites, vocab),
+        "chain": lambda: topologies.chain(sites, vocab),
+        "hidden_markov": lambda: topologies.hidden_markov(sites, vocab, 3),
+        "latent_tree": lambda: topologies.latent_tree(sites, vocab, 2),
+    }[kind]()
+    coupling = CouplingLayer(graph, vocab, combine=combine).to(dtype)
+    with torch.no_grad():
+        for parameter in coupling.parameters():
+            parameter.copy_(spread * torch.randn_like(parameter))
+    return coupling
+
+
+@pytest.fixture
+def exact_marginals():
+    """exact_marginals(joint) -> the best factorised network of the joint."""
+    return ExactMarginals
+
+
+@pytest.fixture
+def real():
+    """real(kind, combine, vocab, sites) -> (denoiser, CouplingLayer): random, seeded, strongly coupled."""
+
+    def make(kind, combine="projected", vocab=2, sites=3, dtype=torch.float64, spread=1.5):
+        torch.manual_seed(100 * vocab + sites)
+        return TinyDenoiser(vocab, sites).to(dtype), coupling_of(kind, vocab, sites, combine, dtype, spread)
+
+    return make
+
+
+@pytest.fixture
+def reverse_law():
+    """reverse_law(denoiser, coupling, steps, schedule, template) -> the law of x_0, state by state, (vocab^sites)."""
+
+    def law(denoiser, coupling, steps, schedule, template):
+        mask, sites = denoiser.mask_token_id, coupling.sites
+        states = enumerate_sequences(coupling.vocab_size, sites)
+        chances = {tuple(template): 1.0}
+        for k in range(steps, 0, -1):
+            rate, after = float(schedule.reveal_rates(steps, torch.float64)[k - 1]), {}
+            for xt, chance in chances.items():
+                now = torch.tensor([xt])
+                output = denoiser(now)
+                joint = coupling(output.logits, hidden=output.hidden, tokens=now, known=now != mask)
+                row = joint.log_prob(states.unsqueeze(1)).exp()[:, 0].tolist()
+                masked = [i for i, token in enumerate(xt) if token == mask]
+                for chosen in itertools.product([False, True], repeat=len(masked)):
+                    share = math.prod(rate if c else 1 - rate for c in chosen)
+                    shown = {i for i, c in zip(masked, chosen, strict=True) if c}
+                    for x, p in zip(states.tolist(), row, strict=True):
+                        following = tuple(x[i] if i in shown else xt[i] for i in range(sites))
+                        after[following] = after.get(following, 0.0) + chance * share * p
+            chances = {xt: p for xt, p in after.items() if p > 0}
+        return torch.tensor([chances.get(tuple(x), 0.0) for x in states.tolist()], dtype=torch.float64)
+
+    return law
 
 
 @pytest.fixture
