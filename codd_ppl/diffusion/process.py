@@ -115,7 +115,7 @@ class ReverseProcess:
 
     # ------------------------------------------------------------------ their parts
 
-    def reveal_step(self, xt: Int[Tensor, "*batch sites"], k: int | Int[Tensor, "*batch"]) -> RevealStep:
+    def reveal_step(self, xt: Int[Tensor, "*#batch sites"], k: int | Int[Tensor, "*#batch"]) -> RevealStep:
         """p(x_{k-1} | x_k = xt): one call of the denoiser, one of the coupling."""
         known = xt != self.mask_token_id
         output = self.denoiser(xt.reshape(-1, xt.shape[-1]))

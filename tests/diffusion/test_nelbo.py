@@ -118,7 +118,7 @@ def test_independent_topology_is_the_factorised_model_bit_for_bit(real, combine,
 
 def test_linear_schedule_is_the_mdlm_loss_for_every_number_of_steps(real):
     """1/t sum over masked sites of -log softmax(l_i)[x0_i] (arXiv:2406.07524), at t = k/T."""
-    denoiser, coupling = real("independent", vocab=5, sites=6)
+    denoiser, _ = real("independent", vocab=5, sites=6)
     x0 = torch.randint(5, (200, 6), generator=seeded(0))
     for steps in (1, 3, 1000):
         noised = noise(x0, steps, LinearSchedule(), 5, seeded(1))
