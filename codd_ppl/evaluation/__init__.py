@@ -1,11 +1,13 @@
 """Evaluate: likelihood bounds, sample metrics and plots."""
 
 from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
+from codd_ppl.evaluation.comparison import EquivalentSteps
 from codd_ppl.evaluation.likelihood import nelbo_table
 from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy
 from codd_ppl.evaluation.ngram import NGramModel
 from codd_ppl.evaluation.plots import plot_nelbo, plot_reveal_history, save_figure
-from codd_ppl.evaluation.table import EquivalentSteps, NelboTable
+from codd_ppl.evaluation.table import NelboTable
+from codd_ppl.evaluation.timing import time_sampling
 
 __all__ = [
     "EquivalentSteps",
@@ -19,5 +21,6 @@ __all__ = [
     "plot_reveal_history",
     "repetition",
     "save_figure",
+    "time_sampling",
     "token_entropy",
 ]

@@ -3,38 +3,20 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.console import RenderableType
 
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
+from codd_ppl.evaluation.comparison import EquivalentSteps, equivalent_steps, in_the_same_time
 from codd_ppl.typing import Float, Tensor
 
-__all__ = ["EquivalentSteps", "NelboTable"]
-
-
-@dataclass(frozen=True)
-class EquivalentSteps:
-    """Number of factorised steps with the same bound; ``relation`` says whether that is known or only bounded.
-
-    ``=``: interpolated. ``>=``: better than the factorised model at its largest number of steps in the table,
-    which is ``steps``. ``<=``: no better than at its smallest. ``low`` and ``high`` are bootstrap percentiles,
-    clamped to the steps in the table.
-    """
-
-    steps: float
-    relation: str
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        sign = "" if self.relation == "=" else f"{self.relation} "
-        return f"{sign}{self.steps:.3g} [{self.low:.3g}, {self.high:.3g}]"
+__all__ = ["NelboTable"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +28,13 @@ class NelboTable:
         values: model name -> T -> (blocks,) float64, bits per token of each block. All entries of one T were
             computed with the same noise, so differences of models are paired.
         settings: how it was computed (schedule, seed, draws): JSON values.
+        seconds_per_sample: model name -> T -> wall clock of sampling, where it was measured (`time_sampling`).
     """
 
     sites: int
     values: Mapping[str, Mapping[int, Float[Tensor, " blocks"]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds_per_sample: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -107,11 +91,11 @@ class NelboTable:
         blocks. It is (-inf, inf), and the value nan, where the data don't show that F_T > F_L.
 
         Raises:
-            ConfigError: T = sites (the ratio is 0/0), or T or sites not in the table.
+            ConfigError: T >= sites (where the ratio is 0/0 or noise), or T or sites not in the table.
         """
-        if self.sites == T:
+        if self.sites <= T:
             raise ConfigError(
-                f"T: expected less than the {self.sites} sites, where there is no gap; pass a smaller T"
+                f"T: expected less than the {self.sites} sites, where there is no gap, found {T}; pass a smaller T"
             )
         rows = [(factorised, T), (coupled, T), (factorised, self.sites)]
 
@@ -142,24 +126,34 @@ class NelboTable:
         grid = sorted(self.values.get(factorised, ()))
         if not grid:
             self.per_block(factorised, T)  # says what is missing
-        rows = [(coupled, T), *((factorised, N) for N in grid)]
-        logs = torch.tensor(grid, dtype=torch.float64).log2()
+        curve = torch.stack([self.per_block(factorised, N) for N in grid])
+        return equivalent_steps(self.per_block(coupled, T), curve, grid, resamples, level, seed)
 
-        def crossing(means: Tensor) -> Tensor:
-            target, curve = means[0], means[1:]
-            reached = curve <= target
-            first = reached.long().argmax(0)
-            right = first.clamp(min(1, len(grid) - 1))
-            left = (right - 1).clamp_min(0)
-            high, low = curve.gather(0, left[None])[0], curve.gather(0, right[None])[0]
-            share = ((high - target) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)).clamp(0, 1)
-            inside = logs[left] + share * (logs[right] - logs[left])
-            return torch.where(reached[0], logs[0], torch.where(reached.any(0), inside, logs[-1]))
+    def with_seconds(self, seconds: Mapping[str, Mapping[int, float]], **settings: Any) -> "NelboTable":
+        """The same table with seconds per sample beside it, from `time_sampling`; ``settings`` are noted.
 
-        interval = self._interval(rows, crossing, resamples, level, seed)
-        target, curve = self.mean(coupled, T), [self.mean(factorised, N) for N in grid]
-        relation = "<=" if target > curve[0] else "=" if min(curve) <= target else ">="
-        return EquivalentSteps(2**interval.value, relation, 2**interval.low, 2**interval.high)
+        Raises:
+            ConfigError: seconds of a model that isn't in the table.
+        """
+        unknown = sorted(seconds.keys() - self.values.keys())
+        if unknown:
+            raise ConfigError(
+                f"seconds: expected models of the table ({', '.join(self.models)}), found {', '.join(unknown)}; "
+                "time the models that the table was made of"
+            )
+        return replace(self, seconds_per_sample=dict(seconds), settings={**self.settings, **settings})
+
+    def seconds(self, model: str, T: int) -> float:
+        """Wall clock of one sample, seconds; nan where it wasn't measured."""
+        return self.seconds_per_sample.get(model, {}).get(T, math.nan)
+
+    def in_the_same_time(self, coupled: str, factorised: str, T: int) -> tuple[float, float]:
+        """Steps that the factorised model makes while the coupled one makes T, and its bound there, bits per token.
+
+        Both are interpolated and clamped to the steps in the table; (nan, nan) where the times weren't measured.
+        """
+        bounds = {N: self.mean(factorised, N) for N in self.values.get(factorised, ())}
+        return in_the_same_time(self.seconds_per_sample.get(factorised, {}), bounds, self.seconds(coupled, T))
 
     def _interval(
         self,
@@ -185,6 +179,9 @@ class NelboTable:
             "unit": "bits per token",
             "settings": dict(self.settings),
             "values": values,
+            "seconds_per_sample": {
+                model: {str(T): s for T, s in rows.items()} for model, rows in self.seconds_per_sample.items()
+            },
         }
 
     @classmethod
@@ -202,7 +199,11 @@ class NelboTable:
                 }
                 for model, rows in data["values"].items()
             }
-            return cls(sites=int(data["sites"]), values=values, settings=dict(data["settings"]))
+            seconds = {
+                model: {int(T): float(s) for T, s in rows.items()}
+                for model, rows in data.get("seconds_per_sample", {}).items()
+            }
+            return cls(int(data["sites"]), values, dict(data["settings"]), seconds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"table: expected the dictionary that NelboTable.to_dict writes, but {type(error).__name__}: {error}; "
@@ -236,25 +237,13 @@ class NelboTable:
             ) from error
         return cls.from_dict(data)
 
-    def render(self, factorised: str | None = None) -> Table:
-        """A rich table: NELBO_T with standard error, and gap_closed below, if told which model is factorised."""
-        table = Table(title=f"NELBO_T, bits per token ({self.sites} sites; ± standard error)")
-        table.add_column("model")
-        for T in self.steps:
-            table.add_column(f"T = {T}", justify="right")
-        for model in self.models:
-            has = self.values[model].keys()
-            means = {T: f"{self.mean(model, T):.3f} ± {self.standard_error(model, T):.3f}" for T in has}
-            table.add_row(model, *(means.get(T, "") for T in self.steps))
-        if factorised is None:
-            return table
-        for model in self.models:
-            if model == factorised:
-                continue
-            both = self.values[model].keys() & self.values[factorised].keys() - {self.sites}
-            cells = [str(self.gap_closed(model, factorised, T)) if T in both else "" for T in self.steps]
-            table.add_row(f"{model}: gap closed", *cells)
-        return table
+    def render(
+        self, factorised: str | None = None, equivalent: Sequence[int] = (4,), resamples: int = 2000
+    ) -> RenderableType:
+        """For ``rich.print``: see `codd_ppl.evaluation.rendering.render_table`."""
+        from codd_ppl.evaluation.rendering import render_table  # which imports this module
 
-    def __rich__(self) -> Table:
+        return render_table(self, factorised, equivalent, resamples)
+
+    def __rich__(self) -> RenderableType:
         return self.render()

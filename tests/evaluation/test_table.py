@@ -1,5 +1,6 @@
 """What is read off a table of bounds: gap closed, equivalent steps, intervals, files."""
 
+import io
 import json
 import math
 
@@ -121,8 +122,9 @@ def test_no_gap_no_number():
 
 
 def test_wrong_questions():
-    with pytest.raises(ConfigError, match="where there is no gap"):
-        TABLE.gap_closed("coupled", "factorised", 16)
+    for T in (16, 32):
+        with pytest.raises(ConfigError, match="where there is no gap"):
+            TABLE.gap_closed("coupled", "factorised", T)
     with pytest.raises(ConfigError, match="found 'hmm'"):
         TABLE.mean("hmm", 1)
     with pytest.raises(ConfigError, match="with 8 among its steps"):
@@ -183,13 +185,94 @@ def test_bad_files(tmp_path):
             NelboTable.from_dict(wrong)
 
 
+def shown(table, width=100, **settings):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table.render(**settings))
+    return console.export_text()
+
+
 def test_rendering():
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - recorded, not written
-    with console.file:
-        console.print(TABLE, TABLE.render(factorised="factorised"))
-        text = console.export_text()
-    assert "T = 16" in text
-    assert "2.625 ± 0.000" in text
-    assert "coupled: gap closed" in text
-    assert "0.833 [0.833, 0.833]" in text
-    assert "factorised: gap closed" not in text
+    text = shown(TABLE, width=80, factorised="factorised")
+    first, second = (part.splitlines() for part in text.split("  worse "))
+    rows, worse = (
+        {line.split()[0]: line.split() for line in part if line[:3].strip().isdigit()}
+        for part in (first, second)
+    )
+    assert list(rows) == ["1", "2", "4", "8", "16"]
+    assert rows["1"][:5] == ["1", "4.000±0.000", "2.750±0.000", "31.2", "%"]
+    assert " ".join(rows["1"][5:]) == "0.83 [0.83, 0.83]"
+    assert rows["8"] == ["8", "2.750±0.000"]  # the other one was not computed there
+    assert rows["16"] == ["16", "2.500±0.000", "2.400±0.000", "4.0", "%"]
+    assert worse["16"] == ["16", "2.500±0.000", "4.000±0.000", "-60.0", "%"]
+    assert "coupled at 4 steps is better than factorised at 16 steps" in text
+    assert "worse at 4 steps = factorised at 1 step [1, 1]" in text
+    assert "s/sample" not in text
+    assert "time of" not in text
+
+
+def test_rendering_without_a_factorised_model_or_the_steps_of_the_gap():
+    text = shown(TABLE)
+    assert "2.625±0.000" in text and "below" not in text
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(TABLE)
+    assert console.export_text() == text
+    bare = constant({"f": {1: 3.0, 4: 2.5, 32: 2.25}, "c": {1: 2.5, 4: 2.375, 32: 2.25}}, blocks=1)
+    text = shown(bare, factorised="f")
+    assert "16.7 %" in text and "±" not in text.split("\n", 1)[1]  # one block has no standard error
+    assert "[" not in text.split("c at")[0]  # no T = sites, no gap
+    assert "c at 4 steps = f at 11.3 steps [11.3, 11.3]" in text
+    flat = constant({"f": {1: 2.5, 16: 2.5}, "c": {1: 2.5, 16: 2.5}})
+    assert "no gap" in shown(flat, factorised="f")
+    alone = constant({"f": {1: 2.5, 16: 2.5}})
+    assert "2.500±0.000" in shown(alone, factorised="f") and "below" not in shown(alone, factorised="f")
+    with pytest.raises(ConfigError, match="'lstm'"):
+        TABLE.render("lstm")
+
+
+def test_rendering_fits_a_terminal():
+    table = constant({"factorised": {1: 4.0, 16: 2.5}, "hidden_markov": {1: 2.75, 16: 2.4}}).with_seconds(
+        {"factorised": {1: 0.00123, 16: 0.0123}, "hidden_markov": {1: 0.00234, 16: 0.0234}}
+    )
+    assert "…" not in shown(table, width=80, factorised="factorised")
+
+
+TIMED = TABLE.with_seconds(
+    {"factorised": {1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8}, "coupled": {1: 0.3, 4: 1.2}}, timing_batch_size=8
+)
+
+
+def test_seconds_stand_beside_every_row():
+    assert TIMED.seconds("coupled", 4) == 1.2
+    assert math.isnan(TIMED.seconds("coupled", 2)) and math.isnan(TIMED.seconds("worse", 1))
+    assert TIMED.settings == {"seed": 0, "timing_batch_size": 8}
+    assert TABLE.seconds_per_sample == {}
+    text = shown(TIMED, width=130, factorised="factorised", equivalent=(1, 4))
+    assert (
+        text.count("s/sample") == 3
+    )  # twice beside the coupled model, once beside the one that wasn't timed
+    row = next(line for line in text.splitlines() if line.strip().startswith("4 "))
+    assert row.split()[:5] == ["4", "3.000±0.000", "0.4", "2.400±0.000", "1.2"]
+    # 0.3 s are three factorised steps, half way (in the logarithm: .585) from 3.5 to 3.0
+    share = math.log2(3 / 2)
+    bits = 3.5 - 0.5 * share
+    assert TIMED.in_the_same_time("coupled", "factorised", 1) == (pytest.approx(3), pytest.approx(bits))
+    assert f"in the time of coupled at 1 step, factorised makes 3: {bits:.3f} bits per token" in text
+    # beyond what was timed: clamped to the largest number of steps
+    assert TIMED.in_the_same_time("coupled", "factorised", 4) == (8, 2.75)
+    assert all(map(math.isnan, TIMED.in_the_same_time("coupled", "factorised", 2)))
+    assert all(map(math.isnan, TIMED.in_the_same_time("coupled", "worse", 1)))
+    slow = TABLE.with_seconds({"factorised": {4: 2.0}, "coupled": {4: 1.0}})
+    assert slow.in_the_same_time("coupled", "factorised", 4) == (4, 3.0)
+
+
+def test_seconds_of_another_model_are_refused():
+    with pytest.raises(ConfigError, match="lstm"):
+        TABLE.with_seconds({"lstm": {1: 0.1}})
+
+
+def test_seconds_are_kept_in_the_file(tmp_path):
+    TIMED.save(tmp_path / "table.json")
+    assert NelboTable.load(tmp_path / "table.json").seconds_per_sample == TIMED.seconds_per_sample
+    old = TABLE.to_dict()
+    del old["seconds_per_sample"]  # a table written without them
+    assert NelboTable.from_dict(old).seconds_per_sample == {}
