@@ -82,7 +82,8 @@ def _bound(table: NelboTable, model: str, T: int) -> str:
 def _gain(table: NelboTable, model: str, factorised: str, T: int, resamples: int) -> list[str]:
     if T not in table.values[model] or T not in table.values.get(factorised, ()):
         return ["", ""]
-    below = f"{100 * table.relative_gain(model, factorised, T, resamples=1).value:.1f} %"
+    gain = table.relative_gain(model, factorised, T, resamples=1).value
+    below = f"{round(100 * gain, 1) + 0.0 if math.isfinite(gain) else gain:.1f} %"  # + 0.0: no -0.0
     if table.sites <= T or table.sites not in table.values[factorised]:
         return [below, ""]
     gap = table.gap_closed(model, factorised, T, resamples)

@@ -1,5 +1,6 @@
 """Wall clock of sampling, for several models side by side."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -27,22 +28,24 @@ def time_sampling(
     repeats: int = 3,
     unmasking: str | UnmaskingPolicy = "random",
     schedule: Schedule | None = None,
+    budget: float = math.inf,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, dict[int, float]]:
     """Seconds per sample of every model at every number of steps: medians of interleaved repetitions.
 
     Each repetition generates ``batch_size`` sequences from nothing, with every model at every T in turn, so that
-    whatever else the machine does falls on all of them alike; one repetition before is not counted. The time
-    divided by ``batch_size`` is the median over ``repeats``. For ``NelboTable.with_seconds``.
+    whatever else the machine does falls on all of them alike; before, every model runs once at its smallest T,
+    which is not counted. The result is the time divided by ``batch_size``, for ``NelboTable.with_seconds``.
 
     Args:
         models: name -> (denoiser, coupling), as for `nelbo_table`; coupling None: independent tokens.
         steps: numbers of reverse steps.
         sites: length of the sequences.
         batch_size: sequences per call; a larger one costs less per sample.
-        repeats: repetitions that count.
+        repeats: repetitions, of which the median is taken.
         unmasking: as for `Sampler`.
+        budget: seconds after which no further repetition is begun; there is always one.
         schedule: noise schedule; linear if None.
         seed: of the draws.
         progress: show a progress bar on standard error.
@@ -56,22 +59,26 @@ def time_sampling(
             f"expected models, steps, batch_size >= 1 and repeats >= 1, found {len(models)} models, {len(steps)} "
             f"numbers of steps, batch_size={batch_size}, repeats={repeats}; give at least one of each"
         )
-    samplers = {}
+    samplers: dict[tuple[str, int], Sampler] = {}
+    grid = sorted(set(steps))
     for name, (denoiser, coupling) in models.items():
         if coupling is None:
             vocab = denoiser.vocab_size
             device = device_of(denoiser, default=torch.device("cpu"))
             coupling = CouplingLayer(topologies.independent(sites, vocab), vocab).to(device)
-        for T in sorted(set(steps)):
+        for T in grid:
             samplers[name, T] = Sampler(denoiser, coupling, unmasking, T, schedule)
     taken: dict[tuple[str, int], list[float]] = {key: [] for key in samplers}
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        task = bar.add_task("seconds per sample", total=(repeats + 1) * len(samplers))
-        for repeat in range(repeats + 1):
+        task = bar.add_task("seconds per sample", total=repeats * len(samplers))
+        for name in models:
+            _generate(samplers[name, grid[0]], sites, batch_size, seed)
+        begin = time.perf_counter()
+        for repeat in range(repeats):
+            if repeat > 0 and time.perf_counter() - begin > budget:
+                break
             for key, sampler in samplers.items():
-                seconds = _generate(sampler, sites, batch_size, seed + repeat)
-                if repeat > 0:
-                    taken[key].append(seconds / batch_size)
+                taken[key].append(_generate(sampler, sites, batch_size, seed + repeat) / batch_size)
                 bar.advance(task)
     result: dict[str, dict[int, float]] = {name: {} for name in models}
     for (name, T), values in taken.items():
