@@ -66,7 +66,7 @@ class CouplingLayer(nn.Module):
             raise ConfigError(f'expected combine to be "projected" or "product", found {combine!r}')
         if sweeps < 1:
             raise ConfigError(f"expected sweeps >= 1, found {sweeps}")
-        tokens = [v for v in graph if not v.latent]
+        tokens = [graph.variables[name] for name in graph.tokens]
         if not tokens:
             raise GraphError("the graph has no tokens; add variables with latent=False, x0 .. x{L-1}")
         for variable in tokens:
@@ -80,7 +80,7 @@ class CouplingLayer(nn.Module):
         self.hidden_size = hidden_size
         self.combine = combine
         self.sweeps = sweeps
-        self._names = tuple(v.name for v in tokens)
+        self._names = graph.tokens
         self.sites = len(tokens)
         if potentials is None:
             latent = any(v.latent for v in graph) and directed_parents(graph) is not None
@@ -133,15 +133,17 @@ class CouplingLayer(nn.Module):
         if known is None or tokens is None:
             known = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
             tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-        log_q = logits.log_softmax(-1)
-        potentials: LogPotentials = self.potentials(hidden)
+        # A known site's own logits don't matter, whatever they are: its evidence is 0 at the token, -inf elsewhere.
+        log_q = torch.where(known[..., None], 0.0, logits).log_softmax(-1)
+        potentials = cast(LogPotentials, self.potentials(hidden))
         if self.combine == "projected" and self.plan.factors:
             evidence = self._projected(potentials, log_q, tokens, known)
         else:
             evidence = log_q
-        # A known site's own logits don't matter: its evidence is 0 at the token (and -inf elsewhere).
         evidence = torch.where(known[..., None], 0.0, evidence)
-        return CoupledCategorical(self.plan, potentials, evidence, tokens, known)
+        return CoupledCategorical(
+            self.plan, potentials, evidence, tokens, known, normalized=not self.plan.factors
+        )
 
     def _projected(self, potentials: LogPotentials, log_q: Tensor, tokens: Tensor, known: Tensor) -> Tensor:
         """Evidence of the tokens, log w plus the prior's own, so that the marginals are the network's."""

@@ -110,7 +110,9 @@ def coupled_nelbo(
     log_probs = _token_log_probs(noised, logits)
     independent = torch.where(noised.revealed, log_probs, 0).sum(-1)
     joint = dist.log_prob(noised.x0, sites=noised.revealed)
-    return factorised_nelbo(noised, logits) + noised.steps * (independent - joint)
+    # A token that the network rules out is ruled out by both: the first term is infinite, their difference no number.
+    change = torch.where(independent == -torch.inf, 0.0, independent - joint)
+    return factorised_nelbo(noised, logits) + noised.steps * change
 
 
 def _token_log_probs(noised: NoisedBatch, logits: Tensor) -> Float[Tensor, "*batch sites"]:

@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.errors import IntractableError, ShapeError, TokenError
+from codd_ppl.errors import ConfigError, IntractableError, ShapeError, TokenError
+from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
+from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["CoupledCategorical"]
@@ -28,14 +31,16 @@ class CoupledCategorical(TorchDistribution):
     exact to normalise, condition, marginalise and sample whenever the graph compiles (arXiv:2603.00045, section 3).
 
     Args:
-        plan: the compiled factor graph; its token variables are the sites, in order of declaration.
+        plan: the compiled factor graph; its token variables are the sites, in reading order.
         log_potentials: factor or tie name -> (*batch, *cardinalities); batch shapes broadcast to that of the evidence.
         log_evidence: (*batch, sites, vocab) unary log-potentials of the tokens; -inf means impossible.
         tokens: (*batch, sites) values of the known sites (elsewhere ignored); None: nothing is known.
         known: (*batch, sites) bool.
+        normalized: the evidence of every masked site sums to one already; without factors its entries are then the
+            log-probabilities, bit for bit.
 
     Raises:
-        ShapeError: the evidence doesn't fit the graph, or only one of ``tokens`` and ``known`` is given.
+        ShapeError: evidence or potentials don't fit the graph, or only one of ``tokens`` and ``known`` is given.
         TokenError: a known token outside the vocabulary.
     """
 
@@ -50,10 +55,11 @@ class CoupledCategorical(TorchDistribution):
         log_evidence: Float[Tensor, "*batch sites vocab"],
         tokens: Int[Tensor, "*batch sites"] | None = None,
         known: Bool[Tensor, "*batch sites"] | None = None,
+        normalized: bool = False,
         validate_args: bool | None = None,
     ) -> None:
         self.plan = plan
-        self.sites = tuple(v.name for v in plan.variables if not v.latent)
+        self.sites = reading_order(v.name for v in plan.variables if not v.latent)
         sizes = {v.cardinality for v in plan.variables if not v.latent}
         if len(sizes) != 1:
             raise ShapeError(f"all tokens need the same cardinality, found {sorted(sizes)}")
@@ -75,6 +81,8 @@ class CoupledCategorical(TorchDistribution):
         self._check_range(self.tokens)
         self._potentials = dict(log_potentials)
         self._coupled = bool(plan.factors)
+        self._normalized = normalized
+        self._check_batch(tuple(batch_shape))
         self.log_evidence = self._clamp(log_evidence, self.tokens, self.known)
         super().__init__(batch_shape, torch.Size((len(self.sites),)), validate_args=validate_args)
 
@@ -139,12 +147,14 @@ class CoupledCategorical(TorchDistribution):
         Raises:
             ShapeError: shapes that don't broadcast, or a dtype that isn't integer.
             TokenError: ids outside the vocabulary.
+            InfeasibleError: what is known is impossible, so that nothing can be conditioned on it.
         """
         value, chosen = self._value(value, sites)
+        self._require_feasible()
         clash = (self.known & chosen & (value != self.tokens)).any(-1)
         free = chosen & ~self.known
         if not self._coupled:  # independent sites: nothing but the categoricals' own normaliser
-            logs = self.log_evidence.log_softmax(-1)
+            logs = self.log_evidence if self._normalized else self.log_evidence.log_softmax(-1)
             logs = logs.expand(*value.shape, self.vocab_size).gather(-1, value[..., None])[..., 0]
             total = torch.where(free, logs, 0.0).sum(-1)
         else:
@@ -171,10 +181,13 @@ class CoupledCategorical(TorchDistribution):
             generator: for the draws.
 
         Raises:
+            ConfigError: ``num_samples`` below 1.
             IntractableError: there are latents, the support is large and ``num_samples`` isn't given: the entropy of
                 a mixture has no exact polynomial algorithm.
         """
         if num_samples is not None:
+            if num_samples < 1:
+                raise ConfigError(f"expected num_samples >= 1, found {num_samples}")
             draws = self.sample((num_samples,), generator=generator)
             return -self.log_prob(draws).mean(0)
         if not any(v.latent for v in self.plan.variables):
@@ -248,7 +261,7 @@ class CoupledCategorical(TorchDistribution):
         self, batch_shape: torch.Size, evidence: Tensor, tokens: Tensor, known: Tensor
     ) -> CoupledCategorical:
         return CoupledCategorical(
-            self.plan, self._potentials, evidence, tokens, known, validate_args=self._validate_args
+            self.plan, self._potentials, evidence, tokens, known, self._normalized, self._validate_args
         )
 
     # -- checks --------------------------------------------------------------------------------------
@@ -258,6 +271,34 @@ class CoupledCategorical(TorchDistribution):
         """Evidence with every value but the given token made impossible at the given sites."""
         values = torch.arange(evidence.shape[-1], device=evidence.device)
         return torch.where(sites[..., None] & (values != tokens[..., None]), -torch.inf, evidence)
+
+    def _require_feasible(self) -> None:
+        """Raise where the log-partition is -inf: there every ratio of partition functions would be NaN."""
+        if not self._feasible:
+            require_feasible(Tables(self.plan, self.log_potentials), self.log_partition.reshape(-1))
+
+    @cached_property
+    def _feasible(self) -> bool:
+        return not bool((self.log_partition == -torch.inf).any())
+
+    def _check_batch(self, batch_shape: tuple[int, ...]) -> None:
+        for name, table in self._potentials.items():
+            names = self.plan.ties.get(str(name), (str(name),))
+            order = (
+                self.plan.factor[names[0]].order
+                if names[0] in self.plan.factor
+                else 1 + isinstance(name, tuple)
+            )
+            found = tuple(table.shape[: max(0, table.dim() - order)])
+            try:
+                fits = torch.broadcast_shapes(found, batch_shape) == batch_shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ShapeError(
+                    f"log_potentials[{name!r}]: expected a batch shape that broadcasts to {batch_shape}, that of the "
+                    f"evidence, found {found}; expand the evidence (or the logits) first"
+                )
 
     def _check_range(self, tokens: Tensor) -> None:
         if not tokens.numel():

@@ -32,14 +32,16 @@ def nelbo_table(
     seed: int = 0,
     batch_size: int = 64,
     draws: int = 1,
+    reveals: int = 8,
     progress: bool = False,
 ) -> NelboTable:
     """NELBO_T of every model at every T, in bits per token, with identical noise for all models.
 
-    Per block the estimate is unbiased: one step k of the T (stratified over all blocks and draws), one xt_k and
-    one revealed set S. The factorised part takes the expectation over S exactly; the coupling adds
-    T (-log p(x_S | xt_k) + sum_S log softmax(l_i)[x_i]), a paired control variate, so that differences between
-    models on one network are far less noisy than the bounds. At T = 1 nothing is random.
+    Per block the estimate is unbiased: one step k of the T (stratified over all blocks and draws), one xt_k, and
+    ``reveals`` revealed sets S. The factorised part takes the expectation over S exactly, and that over the number m
+    of masked sites by a control variate, beta T r_k (m - E m), with beta from the other half of the rows. The
+    coupling adds the mean over S of T (-log p(x_S | xt_k) + sum_S log softmax(l_i)[x_i]), a paired difference, so
+    that differences between models on one network are far less noisy than the bounds. At T = 1 nothing is random.
 
     Models that share a denoiser object share its forward passes. The noise depends on ``seed`` and T only, not
     on the batch size, the models or the device; two T share their random numbers.
@@ -52,14 +54,16 @@ def nelbo_table(
         seed: of the noise.
         batch_size: blocks per network call.
         draws: noise draws per block (one is enough at T = 1 and is used there).
+        reveals: revealed sets per draw; each costs a query of the coupling, but no network call.
         progress: show a progress bar on standard error.
 
     Raises:
-        ConfigError: no model, models with different vocabularies, bad ``steps``, ``draws`` or ``batch_size``.
+        ConfigError: no model, models with different vocabularies, bad ``steps``, ``draws``, ``reveals``
+            or ``batch_size``.
         ShapeError: blocks are not int64 (n >= 1, sites >= 1), or don't have the sites of a coupling.
         TokenError: ids outside the vocabulary.
     """
-    sites = _check(models, blocks, batch_size, draws)
+    sites = _check(models, blocks, min(batch_size, draws, reveals))
     schedule = LinearSchedule() if schedule is None else schedule
     steps = _powers_of_two(sites) if steps is None else sorted(set(steps))
     if not steps:
@@ -75,22 +79,33 @@ def nelbo_table(
     with evaluation_mode(*modules), bar:
         task = bar.add_task("NELBO_T", total=len(steps))
         for T in steps:
-            noised, rows = _noise_all(blocks, T, schedule, 1 if T == 1 else draws, seed)
-            totals = {name: torch.zeros(len(blocks), dtype=torch.float64) for name in models}
+            noised, coins, rows = _noise_all(blocks, T, schedule, 1 if T == 1 else draws, seed)
+            nats: dict[str, list[Tensor]] = {name: [] for name in models}
+            base: dict[str, list[Tensor]] = {name: [] for name in models}
             chunks = -(-len(rows) // batch_size)
-            for part, index in zip(_split(noised, batch_size), rows.split(batch_size), strict=True):
+            for part, flips in zip(_split(noised, batch_size), coins.split(batch_size), strict=True):
+                sets = [
+                    (flips + j / reveals) % 1 < part.rate[:, None] for j in range(1 if T == 1 else reveals)
+                ]
                 for names in groups.values():
-                    for name, nats in _evaluate({name: models[name] for name in names}, part).items():
-                        totals[name] = totals[name].index_add(0, index, nats)
+                    alone, gains = _evaluate({name: models[name] for name in names}, part, sets)
+                    for name, gain in gains.items():
+                        base[name].append(alone)
+                        nats[name].append(alone + gain)
                 bar.advance(task, 1.0 / chunks)
-            for name, total in totals.items():
-                values[name][T] = total * (len(blocks) / len(rows)) / (sites * math.log(2.0))
-    settings = {"schedule": repr(schedule), "seed": seed, "draws": draws}
+            control = T * noised.rate.double() * (noised.masked.sum(-1) - _expected_masked(noised, schedule))
+            for name in models:
+                total = torch.cat(nats[name]) - _explained(torch.cat(base[name]), control)
+                mean = torch.zeros(len(blocks), dtype=torch.float64).index_add(0, rows, total)
+                values[name][T] = mean * (len(blocks) / len(rows)) / (sites * math.log(2.0))
+    settings = {"schedule": repr(schedule), "seed": seed, "draws": draws, "reveals": reveals}
     return NelboTable(sites=sites, values=values, settings=settings)
 
 
-def _evaluate(models: Mapping[str, Model], noised: NoisedBatch) -> dict[str, Float[Tensor, " batch"]]:
-    """Nats per sequence of several couplings of one denoiser: a single network call."""
+def _evaluate(
+    models: Mapping[str, Model], noised: NoisedBatch, sets: Sequence[Tensor]
+) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, " batch"]]]:
+    """Nats per sequence of the network alone, and what each coupling adds: a single network call."""
     denoiser = next(iter(models.values()))[0]
     device = device_of(denoiser, default=noised.x0.device)
     here = NoisedBatch(
@@ -103,21 +118,44 @@ def _evaluate(models: Mapping[str, Model], noised: NoisedBatch) -> dict[str, Flo
         steps=noised.steps,
     )
     output = denoiser(here.xt)
-    results: dict[str, Tensor] = {}
+    alone = factorised_nelbo(here, output.logits)
+    gains: dict[str, Tensor] = {}
     for name, (_, coupling) in models.items():
-        if coupling is None:
-            nats = factorised_nelbo(here, output.logits)
-        else:
+        gain = torch.zeros_like(alone)
+        if coupling is not None:
             dist = coupling(output.logits, hidden=output.hidden, tokens=here.xt, known=here.known)
-            nats = coupled_nelbo(here, output.logits, dist)
-        results[name] = nats.double().cpu()
-    return results
+            for chosen in sets:
+                revealed = here.masked & chosen.to(device)
+                gain = gain + (coupled_nelbo(replace(here, revealed=revealed), output.logits, dist) - alone)
+        gains[name] = torch.where(alone == torch.inf, 0.0, gain / len(sets)).double().cpu()
+    return alone.double().cpu(), gains
+
+
+def _expected_masked(noised: NoisedBatch, schedule: Schedule) -> Float[Tensor, " rows"]:
+    """E m = sites (1 - alpha_k), for the step k of each row."""
+    alphas = schedule.grid(noised.steps, dtype=torch.float64)[noised.step]
+    return noised.x0.shape[-1] * (1 - alphas)
+
+
+def _explained(nats: Float[Tensor, " rows"], control: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """beta * control, of mean zero: the share of the noise that the number of masked sites explains.
+
+    The beta of each half of the rows is the least-squares slope of the other half, hence independent of its masks.
+    """
+    result = torch.zeros_like(nats)
+    for half in (0, 1):
+        seen, other = control[half::2], nats[half::2]
+        spread = (seen**2).sum()
+        if bool(spread > 0) and bool(nats.isfinite().all()):
+            slope = (seen * (other - other.mean())).sum() / spread
+            result[1 - half :: 2] = slope * control[1 - half :: 2]
+    return result
 
 
 def _noise_all(
     blocks: Tensor, T: int, schedule: Schedule, draws: int, seed: int
-) -> tuple[NoisedBatch, Int[Tensor, " rows"]]:
-    """Noise for ``draws`` passes over the blocks, in one stratified set, and the block of each row.
+) -> tuple[NoisedBatch, Float[Tensor, "rows sites"], Int[Tensor, " rows"]]:
+    """Noise for ``draws`` passes over the blocks, in one stratified set; a coin per site; the block of each row.
 
     The blocks are shuffled in each pass, so that neighbouring texts don't get neighbouring steps; the passes
     take consecutive shares of the time axis, so that the draws of one block are spread over it. Every T starts
@@ -128,9 +166,10 @@ def _noise_all(
     rows = torch.cat([torch.randperm(len(blocks), generator=generator) for _ in range(draws)])
     blocks = blocks.cpu()
     noised = noise(blocks[rows], T, schedule, mask_token_id=-1, generator=generator)
+    coins = torch.rand(noised.x0.shape, generator=generator)
     # back in the order of the blocks: every batch then holds all kinds of steps
     order = torch.argsort(rows, stable=True)
-    return _take(noised, order), rows[order]
+    return _take(noised, order), coins[order], rows[order]
 
 
 def _take(noised: NoisedBatch, index: Tensor | slice) -> NoisedBatch:
@@ -147,16 +186,14 @@ def _powers_of_two(sites: int) -> list[int]:
     return sorted({2**power for power in range(sites.bit_length()) if 2**power < sites} | {sites})
 
 
-def _check(models: Mapping[str, Model], blocks: Tensor, batch_size: int, draws: int) -> int:
+def _check(models: Mapping[str, Model], blocks: Tensor, smallest: int) -> int:
     """Number of sites, after all that the caller can get wrong has been looked at."""
     if not models:
         raise ConfigError(
             "models: expected at least one, found none; pass {'factorised': (denoiser, None), ...}"
         )
-    if batch_size < 1 or draws < 1:
-        raise ConfigError(
-            f"expected batch_size >= 1 and draws >= 1, found {batch_size} and {draws}; raise them"
-        )
+    if smallest < 1:
+        raise ConfigError(f"expected batch_size, draws and reveals >= 1, found {smallest}; raise it")
     if blocks.dtype != torch.int64 or blocks.dim() != 2 or blocks.numel() == 0:
         raise ShapeError(
             f"blocks: expected int64 (n, sites) with at least one block, found {blocks.dtype} {tuple(blocks.shape)}; "

@@ -9,7 +9,15 @@ import networkx as nx
 
 from codd_ppl.errors import GraphError
 
-__all__ = ["Factor", "FactorGraph", "Variable"]
+__all__ = ["Factor", "FactorGraph", "Variable", "reading_order"]
+
+
+def reading_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Tokens by their number where all are called ``x0, x1, ..``, otherwise as they come."""
+    names = tuple(names)
+    if all(n[0] == "x" and n[1:].isdecimal() for n in names):
+        return tuple(sorted(names, key=lambda n: int(n[1:])))
+    return names
 
 
 @dataclass(frozen=True)
@@ -154,10 +162,7 @@ class FactorGraph:
     @property
     def tokens(self) -> tuple[str, ...]:
         """Names of the observed variables in reading order: ``x0, x1, ..`` first by number, others as declared."""
-        names = [v.name for v in self._variables.values() if not v.latent]
-        if all(n[0] == "x" and n[1:].isdecimal() for n in names):
-            names.sort(key=lambda n: int(n[1:]))
-        return tuple(names)
+        return reading_order(v.name for v in self._variables.values() if not v.latent)
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -232,7 +232,8 @@ def _sweeps(
     for sweep in range(sweeps):
         state.residual = None
         state.run(moves[:last])
-        if tolerance > 0 and state.residual is not None and float(state.residual) <= tolerance:
+        # In the first sweep only tokens that were visited twice have a residual: it says nothing about the rest.
+        if sweep > 0 and tolerance > 0 and state.residual is not None and float(state.residual) <= tolerance:
             break
         if sweep + 1 < sweeps:
             state.run(moves[last:])

@@ -9,6 +9,7 @@ Markov models, latent trees and mixtures. Counts of successive minibatches are a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -78,17 +79,21 @@ def baum_welch(
         ConfigError: a setting out of range.
         ShapeError, TokenError: blocks that don't fit the graph.
     """
-    if directed_parents(graph) is None:
+    parents = directed_parents(graph)
+    if parents is None:
         raise GraphError("Baum-Welch needs scopes that read (parent, child) along a directed forest")
     if epochs <= 0 or batch_size < 1 or not 0.5 < step_power <= 1 or smoothing < 0:
         raise ConfigError(
             f"expected epochs > 0, batch_size >= 1, 0.5 < step_power <= 1 and smoothing >= 0, found epochs={epochs}, "
             f"batch_size={batch_size}, step_power={step_power}, smoothing={smoothing}"
         )
-    tokens = [v for v in graph if not v.latent]
+    tokens = [graph.variables[name] for name in graph.tokens]
     check_blocks(blocks, len(tokens), tokens[0].cardinality)
     blocks = blocks.cpu()
     plan = compile(graph)
+    # A root without a unary factor is uniform over its values.
+    unary = {f.scope[0] for f in graph.factors.values() if f.order == 1}
+    constant = sum(log(v.cardinality) for v in graph if parents[v.name] is None and v.name not in unary)
     names = tuple(v.name for v in tokens)
     generator = torch.Generator().manual_seed(seed)
     tables = _start(graph, blocks, generator)
@@ -116,13 +121,13 @@ def baum_welch(
                 for name, value in expected.items():
                     value = value / batch.shape[0]
                     counts[name] = value if k == 0 else (1 - step) * counts[name] + step * value
-                trace.log_likelihood.append(likelihood / batch.numel())
+                trace.log_likelihood.append((likelihood / len(batch) - constant) / batch.shape[1])
                 tables = {name: _maximise(value, smoothing) for name, value in counts.items()}
                 bits = -trace.log_likelihood[-1] / torch.log(torch.tensor(2.0)).item()
                 bar.update(task, advance=1, bits=f"{bits:.3f} bits per token")
         except KeyboardInterrupt:
             trace.interrupted = True
-    return tables, trace
+    return {name: table.detach() for name, table in tables.items()}, trace
 
 
 def _start(graph: FactorGraph, blocks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

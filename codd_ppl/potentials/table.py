@@ -103,7 +103,7 @@ class TablePotentials(nn.Module):
             GraphError: all factors touch latents, which counts can't start.
             ShapeError, TokenError: blocks that don't fit the graph.
         """
-        tokens = [v for v in self.graph if not v.latent]
+        tokens = [self.graph.variables[name] for name in self.graph.tokens]
         check_blocks(blocks, len(tokens), tokens[0].cardinality)
         site = {v.name: i for i, v in enumerate(tokens)}
         unigram = log_unigram(blocks, tokens[0].cardinality)

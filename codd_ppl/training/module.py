@@ -99,7 +99,7 @@ class CoDDModule(L.LightningModule):
         return cast(Denoiser, self.denoiser)
 
     @staticmethod
-    def _possible_steps(steps: int | Sequence[int] | str, sites: int) -> list[int]:
+    def _possible_steps(steps: Any, sites: int) -> list[int]:
         if steps == "any":
             return [1 << k for k in range(max(1, sites.bit_length()))]
         if isinstance(steps, int):

@@ -221,6 +221,22 @@ def test_nothing_masked_costs_nothing(real):
     assert coupled_nelbo(noised, logits, dist).tolist() == pytest.approx([0.0], abs=1e-12)
 
 
+def test_a_token_that_the_network_rules_out_costs_everything(real):
+    """+inf, and no NaN, whether it is among the revealed ones or not."""
+    denoiser, coupling = real("hidden_markov")
+    x0 = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 1]])
+    masked = torch.ones(3, 3, dtype=torch.bool)
+    revealed = torch.tensor([[True, True, False], [True, False, True], [True, True, False]])
+    xt = torch.full_like(x0, 2)
+    noised = NoisedBatch(x0, xt, ~masked, revealed, torch.tensor([2, 2, 2]), torch.full((3,), 0.5), 2)
+    logits = denoiser(xt).logits.detach()
+    logits[:, 1, 1] = -torch.inf
+    dist = coupling(logits, tokens=xt, known=~masked)
+    for bound in (factorised_nelbo(noised, logits), coupled_nelbo(noised, logits, dist)):
+        assert bound.isinf().tolist() == [True, True, False]
+        assert bool((bound > 0).all())
+
+
 def test_half_precision_logits_are_scored_in_single(real):
     x0 = torch.randint(5, (30, 6), generator=seeded(0))
     noised = noise(x0, 3, LinearSchedule(), 5, seeded(1))

@@ -141,6 +141,38 @@ def test_standard_errors_shrink_with_blocks_and_differences_are_far_less_noisy(k
         assert many.difference("projected", "factorised", T)[1] < 0.5 * many.standard_error("projected", T)
 
 
+def test_more_revealed_sets_cost_no_network_call_and_less_noise(known_prior):
+    denoiser, coupling, blocks, _ = known_prior
+    calls = []
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    models = {"factorised": (denoiser, None), "projected": (denoiser, coupling)}
+    one, eight = (nelbo_table(models, blocks, (4,), reveals=n, batch_size=300) for n in (1, 8))
+    assert len(calls) == 4  # two batches each
+    assert torch.equal(one.per_block("factorised", 4), eight.per_block("factorised", 4))
+    (few, error), (many, less) = (t.difference("projected", "factorised", 4) for t in (one, eight))
+    assert less < 0.7 * error
+    assert abs(few - many) < 4 * error
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
+def test_the_number_of_masked_sites_explains_much_of_the_noise(known_prior, schedule):
+    """A network that is equally unsure of every token: with the control variate no noise is left at all."""
+
+    class Uniform(BidirectionalTransformer):
+        def forward(self, xt):
+            return DenoiserOutput(torch.zeros(*xt.shape, 5), torch.zeros(*xt.shape, 1))
+
+    _, _, blocks, _ = known_prior
+    table = nelbo_table({"uniform": (Uniform(5, 16, 1, 2), None)}, blocks, (4, 16, 100), schedule)
+    for T in (4, 16, 100):
+        if isinstance(schedule, LinearSchedule):
+            torch.testing.assert_close(
+                table.per_block("uniform", T), torch.full((600,), math.log2(5), dtype=torch.float64)
+            )
+        else:  # its steps reveal more or fewer tokens, and are stratified
+            assert table.mean("uniform", T) == pytest.approx(math.log2(5), rel=1e-3)
+
+
 def test_less_noise_than_the_naive_estimator_at_as_many_steps_as_sites(known_prior):
     """Over seeds: the bound, and the difference to the factorised model, against -T log p(x_S) of one random step."""
     denoiser, coupling, blocks, _ = known_prior
@@ -166,6 +198,7 @@ def test_less_noise_than_the_naive_estimator_at_as_many_steps_as_sites(known_pri
             )
             theirs.append((c, c - f))
     ratio = torch.tensor(theirs).var(0) / torch.tensor(ours).var(0)
+    print(ratio)
     assert ratio[0] > 3, ratio
     assert ratio[1] > 10, ratio
 

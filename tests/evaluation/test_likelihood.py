@@ -246,6 +246,23 @@ def test_impossible_text_has_an_infinite_bound(toy):
     assert gain.value == gain.low == -math.inf
 
 
+def test_text_that_the_network_rules_out_has_an_infinite_bound():
+    """Not NaN, for the blocks that hold it alone, and without touching the noise of the others."""
+
+    class RulesOut(BestFactorised):
+        def forward(self, xt):
+            logits = super().forward(xt).logits
+            logits[:, 0, 1] = -math.inf
+            return DenoiserOutput(logits, logits[..., :1])
+
+    network = RulesOut()
+    table = nelbo_table({"f": (network, None), "c": (network, NoCoupling())}, STATES, steps=(1, 3), draws=4)
+    for model in ("f", "c"):
+        assert torch.equal(table.per_block(model, 1) == math.inf, STATES[:, 0] == 1)
+        assert table.per_block(model, 3)[STATES[:, 0] == 0].isfinite().all()
+        assert not table.per_block(model, 3).isnan().any()
+
+
 def test_modes_and_progress(toy, capsys):
     toy.network.train()
     toy.models["wrong"][1].eval()
@@ -266,7 +283,7 @@ def test_errors_name_the_remedy(toy):
     for shift in (-1, 1):
         with pytest.raises(TokenError, match=r"0\.\.1"):
             nelbo_table(toy.models, STATES + shift)
-    for bad in ({"draws": 0}, {"batch_size": 0}, {"steps": ()}, {"steps": (0,)}):
+    for bad in ({"draws": 0}, {"reveals": 0}, {"batch_size": 0}, {"steps": ()}, {"steps": (0,)}):
         with pytest.raises(ConfigError):
             nelbo_table(toy.models, STATES, **bad)
     toy.models["wrong"][1].vocab_size = 5
