@@ -144,10 +144,10 @@ def _explained(nats: Float[Tensor, " rows"], control: Float[Tensor, " rows"]) ->
     """
     result = torch.zeros_like(nats)
     for half in (0, 1):
-        seen, other = control[half::2], nats[half::2]
+        seen, other = (values[half::2] - values[half::2].mean() for values in (control, nats))
         spread = (seen**2).sum()
         if bool(spread > 0) and bool(nats.isfinite().all()):
-            slope = (seen * (other - other.mean())).sum() / spread
+            slope = (seen * other).sum() / spread
             result[1 - half :: 2] = slope * control[1 - half :: 2]
     return result
 

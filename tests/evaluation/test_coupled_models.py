@@ -167,10 +167,10 @@ def test_the_number_of_masked_sites_explains_much_of_the_noise(known_prior, sche
     for T in (4, 16, 100):
         if isinstance(schedule, LinearSchedule):
             torch.testing.assert_close(
-                table.per_block("uniform", T), torch.full((600,), math.log2(5), dtype=torch.float64)
+                table.per_block("uniform", T), torch.full((600,), math.log2(5)).double(), rtol=1e-5, atol=1e-5
             )
         else:  # its steps reveal more or fewer tokens, and are stratified
-            assert table.mean("uniform", T) == pytest.approx(math.log2(5), rel=1e-3)
+            assert table.mean("uniform", T) == pytest.approx(math.log2(5), rel=5e-3)
 
 
 def test_less_noise_than_the_naive_estimator_at_as_many_steps_as_sites(known_prior):
