@@ -119,19 +119,21 @@ def reverse_law():
     def law(denoiser, coupling, steps, schedule, template):
         mask, sites = denoiser.mask_token_id, coupling.sites
         states = enumerate_sequences(coupling.vocab_size, sites)
+        reached = torch.cartesian_prod(*[torch.arange(coupling.vocab_size + 1)] * sites).reshape(-1, sites)
+        xts = torch.where(reached == coupling.vocab_size, mask, reached)  # all that a chain may pass through
+        output = denoiser(xts)
+        joint = coupling(output.logits, hidden=output.hidden, tokens=xts, known=xts != mask)
+        tables = joint.log_prob(states.unsqueeze(1)).exp().T.tolist()
+        rows = dict(zip(map(tuple, xts.tolist()), tables, strict=True))
         chances = {tuple(template): 1.0}
         for k in range(steps, 0, -1):
             rate, after = float(schedule.reveal_rates(steps, torch.float64)[k - 1]), {}
             for xt, chance in chances.items():
-                now = torch.tensor([xt])
-                output = denoiser(now)
-                joint = coupling(output.logits, hidden=output.hidden, tokens=now, known=now != mask)
-                row = joint.log_prob(states.unsqueeze(1)).exp()[:, 0].tolist()
                 masked = [i for i, token in enumerate(xt) if token == mask]
                 for chosen in itertools.product([False, True], repeat=len(masked)):
                     share = math.prod(rate if c else 1 - rate for c in chosen)
                     shown = {i for i, c in zip(masked, chosen, strict=True) if c}
-                    for x, p in zip(states.tolist(), row, strict=True):
+                    for x, p in zip(states.tolist(), rows[xt], strict=True):
                         following = tuple(x[i] if i in shown else xt[i] for i in range(sites))
                         after[following] = after.get(following, 0.0) + chance * share * p
             chances = {xt: p for xt, p in after.items() if p > 0}

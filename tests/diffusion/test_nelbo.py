@@ -40,8 +40,7 @@ def test_factorised_is_unbiased_for_every_sequence(real, assert_unbiased, schedu
     assert_unbiased(estimates(denoiser, None, x0, steps, schedule, 4000), truth)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize(("steps", "schedule"), [(2, LinearSchedule()), (5, CosineSchedule())])
 @pytest.mark.parametrize(("kind", "combine"), COUPLINGS)
 def test_coupled_is_unbiased_for_every_sequence(real, assert_unbiased, kind, combine, steps, schedule):
     denoiser, coupling = real(kind, combine)
@@ -61,8 +60,9 @@ def test_one_step_has_no_noise(real, kind, combine):
     torch.testing.assert_close(estimates(denoiser, coupling, x0, 1, LinearSchedule(), 1)[0], expected)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("steps", "schedule"), [(1, LinearSchedule()), (2, CosineSchedule()), (3, LinearSchedule())]
+)
 @pytest.mark.parametrize(("kind", "combine"), COUPLINGS)
 def test_bound_of_the_law_that_the_chain_samples_from(real, reverse_law, kind, combine, steps, schedule):
     """NELBO_T(x0) >= -log p_T(x0), p_T the enumerated law of T steps of generation; with equality for T = 1."""

@@ -59,7 +59,7 @@ def known_prior():
     coupling = CouplingLayer(prior.graph, 5)
     coupling.load_state_dict(prior.state_dict())
     blank = prior(torch.zeros(16, 5))
-    blocks = blank.sample((600,), generator=torch.Generator().manual_seed(0))
+    blocks = blank.sample((300,), generator=torch.Generator().manual_seed(0))
     return Neighbours(prior), coupling, blocks, -blank.log_prob(blocks).detach() / (16 * math.log(2))
 
 
@@ -104,7 +104,7 @@ def test_a_network_with_the_prior_s_marginals_is_perfect_when_projected(known_pr
     """The projected bound is -log p(x0) for every block and every T, with no noise but rounding."""
     denoiser, coupling, blocks, truth = known_prior
     models = {"factorised": (denoiser, None), "projected": (denoiser, coupling)}
-    table = nelbo_table(models, blocks, (1, 2, 4, 16), draws=4)
+    table = nelbo_table(models, blocks, (1, 2, 4, 16), draws=4, batch_size=300)
     assert table.mean("projected", 1) == pytest.approx(float(truth.mean()), rel=1e-4)
     torch.testing.assert_close(table.per_block("projected", 1), truth.double(), rtol=1e-3, atol=1e-4)
     for T in (2, 4, 16):
@@ -124,7 +124,7 @@ def test_a_projection_worsens_nothing_at_one_token_at_a_time(known_prior):
     """Many steps: single tokens are revealed, whose marginals the projection keeps; the plain product does not."""
     denoiser, coupling, blocks, _ = known_prior
     models = {"f": (denoiser, None), "projected": (denoiser, coupling), "product": (denoiser, denoiser.prior)}
-    table = nelbo_table(models, blocks, (64,), draws=6)
+    table = nelbo_table(models, blocks, (64,), draws=8, batch_size=300)
     mean, error = table.difference("projected", "f", 64)
     assert abs(mean) < 0.03 * table.mean("f", 64) + 3 * error
     mean, error = table.difference("product", "f", 64)
@@ -134,7 +134,7 @@ def test_a_projection_worsens_nothing_at_one_token_at_a_time(known_prior):
 def test_standard_errors_shrink_with_blocks_and_differences_are_far_less_noisy(known_prior):
     denoiser, coupling, blocks, _ = known_prior
     models = {"factorised": (denoiser, None), "projected": (denoiser, coupling)}
-    few, many = (nelbo_table(models, blocks[:n], (4, 16)) for n in (100, 600))
+    few, many = (nelbo_table(models, blocks[:n], (4, 16)) for n in (50, 300))
     for T in (4, 16):
         ratio = few.standard_error("projected", T) / many.standard_error("projected", T)
         assert 1.7 < ratio < 3.5  # about sqrt(6)
@@ -146,7 +146,7 @@ def test_more_revealed_sets_cost_no_network_call_and_less_noise(known_prior):
     calls = []
     denoiser.register_forward_hook(lambda *_: calls.append(1))
     models = {"factorised": (denoiser, None), "projected": (denoiser, coupling)}
-    one, eight = (nelbo_table(models, blocks, (4,), reveals=n, batch_size=300) for n in (1, 8))
+    one, eight = (nelbo_table(models, blocks, (4,), reveals=n, batch_size=150) for n in (1, 8))
     assert len(calls) == 4  # two batches each
     assert torch.equal(one.per_block("factorised", 4), eight.per_block("factorised", 4))
     (few, error), (many, less) = (t.difference("projected", "factorised", 4) for t in (one, eight))
@@ -163,11 +163,11 @@ def test_the_number_of_masked_sites_explains_much_of_the_noise(known_prior, sche
             return DenoiserOutput(torch.zeros(*xt.shape, 5), torch.zeros(*xt.shape, 1))
 
     _, _, blocks, _ = known_prior
-    table = nelbo_table({"uniform": (Uniform(5, 16, 1, 2), None)}, blocks, (4, 16, 100), schedule)
-    for T in (4, 16, 100):
+    table = nelbo_table({"uniform": (Uniform(5, 16, 1, 2), None)}, blocks[:240], (4, 16, 80), schedule)
+    for T in (4, 16, 80):
         if isinstance(schedule, LinearSchedule):
             torch.testing.assert_close(
-                table.per_block("uniform", T), torch.full((600,), math.log2(5)).double(), rtol=1e-5, atol=1e-5
+                table.per_block("uniform", T), torch.full((240,), math.log2(5)).double(), rtol=1e-5, atol=1e-5
             )
         else:  # its steps reveal more or fewer tokens, and are stratified
             assert table.mean("uniform", T) == pytest.approx(math.log2(5), rel=5e-3)
@@ -189,7 +189,7 @@ def test_less_noise_than_the_naive_estimator_at_as_many_steps_as_sites(known_pri
 
     ours, theirs = [], []
     with torch.no_grad():
-        for seed in range(40):
+        for seed in range(20):
             table = nelbo_table(models, blocks, (T,), seed=seed)
             c, f = (table.mean(m, T) for m in ("projected", "factorised"))
             ours.append((c, c - f))
@@ -198,9 +198,8 @@ def test_less_noise_than_the_naive_estimator_at_as_many_steps_as_sites(known_pri
             )
             theirs.append((c, c - f))
     ratio = torch.tensor(theirs).var(0) / torch.tensor(ours).var(0)
-    print(ratio)
     assert ratio[0] > 3, ratio
-    assert ratio[1] > 10, ratio
+    assert ratio[1] > 50, ratio
 
 
 # ---------------------------------------------------------------------- wall clock
@@ -256,7 +255,7 @@ def test_a_slower_network_takes_longer():
     class Slow(BidirectionalTransformer):
         def forward(self, xt):
             torch.randn(300, 300) @ torch.randn(300, 300)
-            for _ in range(40):
+            for _ in range(20):
                 super().forward(xt)
             return super().forward(xt)
 

@@ -145,7 +145,7 @@ def test_known_truths_of_the_joint(toy):
 
 def test_gap_closed_against_enumeration(toy):
     generator = torch.Generator().manual_seed(0)
-    blocks = STATES[torch.multinomial(JOINT.flatten(), 20_000, True, generator=generator)]
+    blocks = STATES[torch.multinomial(JOINT.flatten(), 12_000, True, generator=generator)]
     table = nelbo_table(toy.models, blocks, batch_size=8192)
     assert table.steps == (1, 2, 3)  # by default: the powers of two, and the sites
     f = {T: float(best_factorised_nelbo(JOINT, T)) for T in (1, 2, 3)}
@@ -154,7 +154,7 @@ def test_gap_closed_against_enumeration(toy):
         found = table.gap_closed("perfect", "factorised", T, resamples=500, level=0.999)
         expected = (f[T] - h) / (f[T] - f[3])  # above 1: a factorised model at T = sites still has a gap
         assert found.low < expected < found.high
-        assert found.high - found.low < 4
+        assert T > 1 or found.high - found.low < 2
     assert str(table.equivalent_steps("perfect", "factorised", 1)).startswith(">= 3")
 
 
@@ -173,7 +173,7 @@ def test_far_less_noise_than_the_naive_estimator(toy):
     schedule, T = LinearSchedule(), 8
     blocks = STATES.repeat(4, 1)
     ours, naive = [], []
-    for seed in range(150):
+    for seed in range(100):
         table = nelbo_table(toy.models, blocks, (T,), seed=seed)
         f, c = table.mean("factorised", T), table.mean("perfect", T)
         ours.append((f, c, c - f))

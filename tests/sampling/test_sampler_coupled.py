@@ -51,33 +51,37 @@ def counts(tokens, vocab):
 
 
 @torch.no_grad()
-def joint_table(denoiser, coupling, xt):
-    """p(x | xt) over all sequences, for one row."""
-    now = torch.tensor([xt])
+def joint_tables(denoiser, coupling, xts):
+    """p(x | xt) over all sequences, one row for each xt."""
+    now = torch.tensor(xts)
     output = denoiser(now)
     joint = coupling(output.logits, hidden=output.hidden, tokens=now, known=now != denoiser.mask_token_id)
-    return joint.log_prob(enumerate_sequences(coupling.vocab_size, coupling.sites)[:, None]).exp()[:, 0]
+    return joint.log_prob(enumerate_sequences(coupling.vocab_size, coupling.sites)[:, None]).exp().T
+
+
+def joint_table(denoiser, coupling, xt):
+    return joint_tables(denoiser, coupling, [xt])[0]
 
 
 def law(denoiser, coupling, steps, schedule, template):
-    """The law of ``steps`` random reverse steps, state by state."""
+    """The law of ``steps`` random reverse steps, state by state (the mask is the id after the vocabulary)."""
+    mask = denoiser.mask_token_id
     states = enumerate_sequences(coupling.vocab_size, coupling.sites).tolist()
+    xts = enumerate_sequences(mask + 1, coupling.sites).tolist()
+    rows = dict(zip(map(tuple, xts), joint_tables(denoiser, coupling, xts).tolist(), strict=True))
     rates = schedule.reveal_rates(steps).tolist()
     chances = {tuple(template): 1.0}
     for k in range(steps, 0, -1):
         after: dict[tuple[int, ...], float] = {}
         for xt, chance in chances.items():
-            row = joint_table(denoiser, coupling, xt).tolist()
-            masked = [i for i, token in enumerate(xt) if token == denoiser.mask_token_id]
+            masked = [i for i, token in enumerate(xt) if token == mask]
             for coins in itertools.product((False, True), repeat=len(masked)):
                 shown = {i for i, coin in zip(masked, coins, strict=True) if coin}
                 share = rates[k - 1] ** len(shown) * (1 - rates[k - 1]) ** (len(masked) - len(shown))
-                if share == 0.0:
-                    continue
-                for x, p in zip(states, row, strict=True):
+                for x, p in zip(states, rows[xt], strict=True):
                     following = tuple(x[i] if i in shown else xt[i] for i in range(len(xt)))
                     after[following] = after.get(following, 0.0) + chance * share * p
-        chances = after
+        chances = {xt: p for xt, p in after.items() if p > 0}
     return torch.tensor([chances.get(tuple(x), 0.0) for x in states])
 
 
@@ -104,11 +108,11 @@ def test_real_objects_meet_the_protocols(hmm):
 def test_one_step_draws_the_joint_whatever_the_policy(topology, combine, policy):
     """Two kinds of rows in one batch: nothing known, and one token known."""
     denoiser, coupling = models(TOPOLOGIES[topology](4, 3), 3, combine)
-    template = torch.full((16_000, 4), 3)
-    template[8000:, 2] = 1
+    template = torch.full((10_000, 4), 3)
+    template[5000:, 2] = 1
     generation = Sampler(denoiser, coupling, policy, steps=1).generate(template, seeded(0))
     assert generation.nfe == 1
-    for rows in (slice(0, 8000), slice(8000, None)):
+    for rows in (slice(0, 5000), slice(5000, None)):
         expected = joint_table(denoiser, coupling, template[rows][0].tolist())
         assert float(expected.sum()) == pytest.approx(1, abs=1e-5)
         assert chi_square_p_value(counts(generation.tokens[rows], 3), expected) > 1e-4
@@ -173,7 +177,7 @@ def test_projected_marginals_rank_as_the_network_does(hmm):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("steps", [1, 4, 12, 30])
+@pytest.mark.parametrize("steps", [1, 4, 30])
 def test_templates_of_known_and_masked_tokens(hmm, policy, steps):
     """A batch with rows empty, half known, known but for one, and full; also more steps than sites."""
     denoiser, coupling = hmm
