@@ -1,26 +1,157 @@
-"""The command line: ``codd explain`` prints how a ready-made topology is contracted."""
+"""The command line: ``codd demo | fit | generate | evaluate | explain``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from codd_ppl.compiler import compile
-from codd_ppl.graphs import topologies
+from codd_ppl.errors import CoddError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status (130 after Ctrl-C, 2 for an error that the message explains)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["fit"]:
+            return _fit(words)
+        options = _parser().parse_args(words)
+        return int(options.run(options) or 0)
+    except CoddError as error:
+        print(f"codd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
-    commands = parser.add_subparsers(required=True)
-    explain = commands.add_parser("explain", help="print the contraction plan of a hidden Markov coupling")
+    commands = parser.add_subparsers(required=True, metavar="demo | fit | generate | evaluate | explain")
+
+    demo = commands.add_parser("demo", help="train a small network and a coupling on text, compare, sample")
+    demo.add_argument("--text", type=Path, help="your own .txt or .jsonl (.gz, .xz); default: Shakespeare")
+    demo.add_argument("--fast", action="store_true", help="less than a minute, noisier figures")
+    demo.add_argument("--output", type=Path, default=Path("codd-demo"), help="folder to write to")
+    demo.set_defaults(run=_demo)
+
+    commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/config.yaml")
+
+    generate = commands.add_parser("generate", help="write text with a model folder")
+    generate.add_argument("model", type=Path)
+    generate.add_argument("--steps", type=int, default=4)
+    generate.add_argument("--samples", type=int, default=4)
+    generate.add_argument("--template", help="text to infill, _ for each character to write")
+    generate.add_argument(
+        "--unmasking", default="random", choices=["random", "low_confidence", "margin", "entropy"]
+    )
+    generate.add_argument("--factorised", action="store_true", help="leave the coupling out")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
+    evaluate.add_argument("model", type=Path)
+    evaluate.add_argument("text", type=Path, help="held-out text")
+    evaluate.add_argument("--steps", type=int, nargs="+")
+    evaluate.add_argument("--blocks", type=int, default=256)
+    evaluate.add_argument("--draws", type=int, default=2)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--output", type=Path, help="write the table as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    explain = commands.add_parser("explain", help="print how a model folder or a topology is contracted")
+    explain.add_argument("model", type=Path, nargs="?")
     explain.add_argument("--sites", type=int, default=32)
     explain.add_argument("--vocab", type=int, default=27)
     explain.add_argument("--states", type=int, default=64)
-    explain.add_argument("--batch", type=int, default=None)
-    options = parser.parse_args(arguments)
-    graph = topologies.hidden_markov(options.sites, options.vocab, options.states)
-    print(compile(graph).explain(options.batch))
+    explain.add_argument("--batch", type=int)
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from codd_ppl.demo import DemoSettings, run_demo
+
+    run_demo(options.text, options.output, DemoSettings.fast() if options.fast else DemoSettings())
+
+
+def _fit(words: list[str]) -> int:
+    """LightningCLI over CoDDModule and TextDataModule."""
+    from lightning.pytorch.cli import LightningCLI
+
+    from codd_ppl.training import CoDDModule, TextDataModule
+
+    LightningCLI(CoDDModule, TextDataModule, args=words, save_config_kwargs={"overwrite": True})
     return 0
+
+
+def _generate(options: argparse.Namespace) -> None:
+    import torch
+
+    from codd_ppl import CouplingLayer, Sampler, topologies
+    from codd_ppl.errors import DataError, ShapeError
+    from codd_ppl.model_folder import load_model
+
+    saved = load_model(options.model)
+    if saved.tokenizer is None:
+        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
+    sites, mask = saved.coupling.sites, saved.denoiser.mask_token_id
+    template = torch.full((options.samples, sites), mask)
+    if options.template is not None:
+        ids: list[int] = []
+        for i, part in enumerate(options.template.split("_")):
+            ids += [mask] * (i > 0) + saved.tokenizer.encode(part, add_special_tokens=False).ids
+        if len(ids) > sites:
+            raise ShapeError(
+                f"--template has {len(ids)} tokens, expected at most {sites}, the sites of the model; shorten it"
+            )
+        template[:, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    coupling = saved.coupling
+    if options.factorised:
+        vocab = saved.denoiser.vocab_size
+        coupling = CouplingLayer(topologies.independent(sites, vocab), vocab)
+    sampler = Sampler(saved.denoiser, coupling, options.unmasking, options.steps)
+    found = sampler.generate(template, torch.Generator().manual_seed(options.seed), progress=True)
+    for row in found.tokens.tolist():
+        print(saved.tokenizer.decode(row, skip_special_tokens=False).replace("\n", "⏎"))
+    print(f"{found.nfe} network calls", file=sys.stderr)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from rich import print as rich_print
+
+    from codd_ppl.errors import DataError
+    from codd_ppl.evaluation import nelbo_table
+    from codd_ppl.model_folder import load_model
+    from codd_ppl.training.blocks import cut_blocks
+    from codd_ppl.training.text_files import read_documents
+    from codd_ppl.training.tokenizer import encode_documents
+
+    saved = load_model(options.model)
+    if saved.tokenizer is None:
+        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
+    tokens = encode_documents(saved.tokenizer, read_documents(options.text, "text", None, None), "\n\n")
+    blocks = cut_blocks(tokens, saved.coupling.sites)[: options.blocks]
+    if not len(blocks):
+        raise DataError(
+            f"{options.text}: expected at least one block of {saved.coupling.sites} tokens, found {len(tokens)}; "
+            "give more text"
+        )
+    models = {"factorised": (saved.denoiser, None), "coupled": (saved.denoiser, saved.coupling)}
+    table = nelbo_table(models, blocks, options.steps, seed=options.seed, draws=options.draws, progress=True)
+    rich_print(table.render("factorised"))
+    if options.output:
+        table.save(options.output)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from codd_ppl import compile, topologies
+    from codd_ppl.model_folder import load_model
+
+    if options.model is not None:
+        plan = load_model(options.model).coupling.plan
+    else:
+        plan = compile(topologies.hidden_markov(options.sites, options.vocab, options.states))
+    print(plan.explain(options.batch))

@@ -26,7 +26,7 @@ LAYERS = {
     "distributions": 5,
     "coupling": 6,
     "diffusion": 7, "denoisers": 7,
-    "training": 8, "sampling": 8,
+    "training": 8, "sampling": 8, "model_folder": 8,
     "evaluation": 9,
     "demo": 10, "testing": 10,
     "cli": 11, "__main__": 12,

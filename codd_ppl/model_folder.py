@@ -1,0 +1,137 @@
+"""A trained model on disk: network, coupling and tokenizer in one folder that says what it is.
+
+``model.json`` holds the sizes of the network and the factor graph, ``weights.safetensors`` the weights,
+``tokenizer.json`` the tokenizer. A folder is written beside its place and renamed: there is never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
+from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.graphs import FactorGraph
+from codd_ppl.potentials import LatentPotentials, TablePotentials
+
+__all__ = ["SavedModel", "load_model", "save_model"]
+
+KINDS = {kind.__name__: kind for kind in (LatentPotentials, TablePotentials)}
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model folder holds; ``about`` is what the writer noted (text, training, figures)."""
+
+    denoiser: BidirectionalTransformer
+    coupling: CouplingLayer
+    tokenizer: Tokenizer | None
+    about: dict[str, Any]
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    denoiser: BidirectionalTransformer,
+    coupling: CouplingLayer,
+    tokenizer: Tokenizer | None = None,
+    about: dict[str, Any] | None = None,
+) -> Path:
+    """Write a model folder; one that is there already is replaced as a whole.
+
+    Raises:
+        ConfigError: a network or potentials of a kind that the folder can't describe, or a path that is something else.
+    """
+    path = Path(path)
+    kind = type(coupling.potentials).__name__
+    if not isinstance(denoiser, BidirectionalTransformer) or kind not in KINDS:
+        raise ConfigError(
+            f"a model folder holds a BidirectionalTransformer and {' or '.join(KINDS)}, found "
+            f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
+        )
+    if path.exists() and not (path / "model.json").is_file():
+        raise ConfigError(f"{path} exists and is no model folder; choose another path, nothing was written")
+    config = {
+        "format": "codd_ppl model 1",
+        "denoiser": asdict(denoiser.config),
+        "coupling": {"potentials": kind, "combine": coupling.combine, "sweeps": coupling.sweeps},
+        "graph": nx.node_link_data(coupling.graph.to_networkx(), edges="edges"),
+        "about": about or {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        (draft / "model.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        weights = {f"denoiser.{k}": v.contiguous() for k, v in denoiser.state_dict().items()}
+        weights |= {f"coupling.{k}": v.contiguous() for k, v in coupling.state_dict().items()}
+        save_file(weights, draft / "weights.safetensors")
+        if tokenizer is not None:
+            tokenizer.save(str(draft / "tokenizer.json"))
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(draft, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return path
+
+
+def load_model(path: str | os.PathLike[str]) -> SavedModel:
+    """Read what :func:`save_model` wrote.
+
+    Raises:
+        DataError: no such folder, or one that is damaged.
+    """
+    path = Path(path)
+    try:
+        config = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        denoiser = BidirectionalTransformer.from_config(TransformerConfig(**config["denoiser"]))
+        data = config["graph"]
+        graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))
+        about = config["coupling"]
+        potentials = KINDS[about["potentials"]](graph)
+        coupling = CouplingLayer(
+            graph,
+            denoiser.vocab_size,
+            combine=about["combine"],
+            sweeps=about["sweeps"],
+            potentials=potentials,
+        )
+        weights = load_file(path / "weights.safetensors")
+        for name, module in (("denoiser.", denoiser), ("coupling.", coupling)):
+            module.load_state_dict(
+                {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
+            )
+        tokenizer = path / "tokenizer.json"
+        return SavedModel(
+            denoiser.eval(),
+            coupling.eval(),
+            Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None,
+            config["about"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: expected a model folder written by save_model (model.json, weights.safetensors), but "
+            f"{type(error).__name__}: {error}; train one with `codd demo` or `codd fit`"
+        ) from error
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON turned node names and scopes into lists; networkx wants tuples."""
+    nodes = [{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()} for node in data["nodes"]]
+    edges = [{k: tuple(v) if isinstance(v, list) else v for k, v in edge.items()} for edge in data["edges"]]
+    return {**data, "nodes": nodes, "edges": edges}
