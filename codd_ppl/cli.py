@@ -79,11 +79,21 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _fit(words: list[str]) -> int:
     """LightningCLI over CoDDModule and TextDataModule."""
+    import warnings
+
     from lightning.pytorch.cli import LightningCLI
 
     from codd_ppl.training import CoDDModule, TextDataModule
 
-    LightningCLI(CoDDModule, TextDataModule, args=words, save_config_kwargs={"overwrite": True})
+    with warnings.catch_warnings():  # the words are given, whatever sys.argv holds
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
+        LightningCLI(
+            CoDDModule,
+            TextDataModule,
+            args=words,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+        )
     return 0
 
 

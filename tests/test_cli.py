@@ -1,0 +1,129 @@
+"""The command line, on a text made on the spot."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import codd_ppl.demo.run as run
+from codd_ppl.cli import main
+from codd_ppl.demo import DemoSettings, run_demo
+from codd_ppl.model_folder import load_model
+
+TEXT = "the cat sat on the mat and the dog sat on the log. a hat for the cat, a bone for the dog. " * 60
+TINY = replace(
+    DemoSettings.fast(), sites=12, states=6, hidden=16, layers=1, train_steps=20, valid_blocks=16, epochs=1.0
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(text: Path, tmp_path: Path) -> Path:
+    """The model folder of a tiny demonstration."""
+    return run_demo(text, tmp_path / "out", TINY).folder / "model"
+
+
+def test_demo_writes_all_it_promises(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_demo(text, tmp_path / "out", TINY)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"model", "nelbo.json", "nelbo.png", "graph.png", "reveals.png", "report.html"}
+    assert result.table.steps == (1, 2, 4, 8, 12) and set(result.samples) == {"factorised", "coupled"}
+    assert result.table.mean("coupled", 1) < result.table.mean("factorised", 1)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64") == 3 and "gap closed" in page
+    printed = capsys.readouterr().out
+    assert "samples at 4 steps" in printed and "coupled at 4 steps" in printed
+
+
+def test_ctrl_c_leaves_a_usable_model(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(text, tmp_path / "out", TINY)
+    assert load_model(tmp_path / "out" / "model").about == {"interrupted": True}
+
+
+def test_generate_and_evaluate(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["generate", str(model), "--samples", "2", "--template", "the c__ sat"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and all(row.startswith("the c") and row[7:11] == " sat" for row in rows)
+    target = tmp_path / "table.json"
+    words = [
+        "evaluate",
+        str(model),
+        str(text),
+        "--steps",
+        "1",
+        "12",
+        "--blocks",
+        "8",
+        "--output",
+        str(target),
+    ]
+    assert main(words) == 0
+    assert set(json.loads(target.read_text())["values"]) == {"factorised", "coupled"}
+    assert main(["explain", str(model)]) == 0
+
+
+@pytest.mark.parametrize("words", [["generate", "nowhere"], ["demo", "--text", "nowhere.txt"]])
+def test_errors_are_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_explain_a_topology(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--sites", "5", "--states", "4", "--batch", "2"]) == 0
+    assert "z0" in capsys.readouterr().out
+
+
+def test_fit_by_a_recipe(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI: a recipe names the network, the graph and the data."""
+    from codd_ppl import TextDataModule
+
+    vocab = TextDataModule(text).vocab_size
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(
+        f"""
+model:
+  denoiser:
+    class_path: codd_ppl.denoisers.BidirectionalTransformer
+    init_args: {{vocab_size: {vocab}, hidden_size: 16, layers: 1, heads: 2}}
+  coupling:
+    class_path: codd_ppl.coupling.CouplingLayer
+    init_args:
+      graph:
+        class_path: codd_ppl.graphs.topologies.hidden_markov
+        init_args: {{sites: 12, cardinality: {vocab}, states: 3}}
+      vocab_size: {vocab}
+  init_from_corpus: true
+data:
+  path: {text}
+  block_length: 12
+  batch_size: 16
+trainer:
+  accelerator: cpu
+  max_steps: 3
+  logger: false
+  enable_progress_bar: false
+  enable_checkpointing: false
+""",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(recipe)]) == 0
+    assert (tmp_path / "config.yaml").is_file()
