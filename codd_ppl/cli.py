@@ -87,6 +87,7 @@ def _fit(words: list[str]) -> int:
 
     with warnings.catch_warnings():  # the words are given, whatever sys.argv holds
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # lightning's own use of jsonargparse
         LightningCLI(
             CoDDModule,
             TextDataModule,
