@@ -193,7 +193,7 @@ def project(
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
     batch_shape = tuple(log_targets.shape[:-2])
     tables = Tables(plan, log_potentials)
-    if torch.broadcast_shapes(batch_shape, tables.batch_shape) != batch_shape:
+    if not _broadcasts(tables.batch_shape, batch_shape):
         raise PotentialsError(
             f"the prior's batch shape {tables.batch_shape} must broadcast to that of the targets, {batch_shape}"
         )
@@ -208,6 +208,12 @@ def project(
         weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
     assert weights is not None
     return weights.reshape(*batch_shape, count, vocab)
+
+
+def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to a full one, which stays as it is."""
+    pairs = zip(reversed(shape), reversed(full), strict=False)
+    return len(shape) <= len(full) and all(n in (1, m) for n, m in pairs)
 
 
 def _widen(value: Tensor, event: int, batch_shape: tuple[int, ...]) -> Tensor:
