@@ -89,7 +89,7 @@ def baum_welch(
         )
     tokens = [graph.variables[name] for name in graph.tokens]
     check_blocks(blocks, len(tokens), tokens[0].cardinality)
-    blocks = blocks.cpu()
+    blocks = blocks.cpu().long()
     plan = compile(graph)
     # A root without a unary factor is uniform over its values.
     unary = {f.scope[0] for f in graph.factors.values() if f.order == 1}
@@ -164,7 +164,7 @@ def _expect(
     plan: ContractionPlan, tables: dict[str, Tensor], names: tuple[str, ...], evidence: Tensor
 ) -> tuple[dict[str, Tensor], float]:
     """Expected counts of every table and the summed log-likelihood of a minibatch."""
-    leaves = {name: table.requires_grad_() for name, table in tables.items()}
+    leaves = {name: table.detach().requires_grad_() for name, table in tables.items()}
     with torch.enable_grad():
         potentials: dict[str | tuple[str, ...], Tensor] = {names: evidence}
         potentials.update(leaves)

@@ -1,0 +1,211 @@
+"""CouplingLayer and CoupledCategorical against enumeration, their edge cases and their errors."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from scipy.stats import chisquare
+
+from codd_ppl import CoupledCategorical, CouplingLayer, FactorGraph, topologies
+from codd_ppl.errors import (
+    CyclicGraphError,
+    GraphError,
+    IntractableError,
+    LogitsError,
+    ShapeError,
+    TokenError,
+)
+
+V, L = 3, 4
+GRAPHS = {
+    "chain": topologies.chain(L, V),
+    "tree": topologies.tree([None, 0, 0, 1], V),
+    "hidden_markov": topologies.hidden_markov(L, V, 5),
+    "latent_tree": topologies.latent_tree(L, V, 2),
+    "mixture": topologies.star(L, V, states=3),
+    "independent": topologies.independent(L, V),
+}
+KNOWN = torch.tensor([[True, False, False, False], [False, False, False, True]])
+
+
+def layer(name: str, combine: str = "projected", sweeps: int = 20) -> CouplingLayer:
+    torch.manual_seed(3)
+    result = CouplingLayer(GRAPHS[name], V, combine=combine, sweeps=sweeps).double()
+    for parameter in result.parameters():
+        torch.nn.init.normal_(parameter)
+    return result
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(4)
+    return torch.randn(2, L, V, dtype=torch.float64, requires_grad=True), torch.randint(0, V, (2, L))
+
+
+@pytest.mark.parametrize("combine", ["projected", "product"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_against_enumeration(name: str, combine: str) -> None:
+    logits, x = inputs()
+    coupling = layer(name, combine)
+    dist = coupling(logits, tokens=x, known=KNOWN)
+    every = dist.enumerate_support()
+    log_p = dist.log_prob(every)
+    assert torch.allclose(log_p.logsumexp(0), torch.zeros(2, dtype=torch.float64), atol=1e-12)
+    y = torch.randint(0, V, (2, L))
+    for sites in (torch.rand(2, L) < 0.5 for _ in range(5)):
+        agree = ((every == y) | ~sites).all(-1)
+        clash = (KNOWN & sites & (y != x)).any(-1)
+        reference = torch.where(agree, log_p, -torch.inf).logsumexp(0)
+        found = dist.log_prob(y, sites=sites)
+        assert torch.equal(clash, found == -torch.inf)
+        assert torch.allclose(found[~clash], reference[~clash], atol=1e-10)
+    one_hot = torch.nn.functional.one_hot(every, V)
+    assert torch.allclose(dist.marginals, (log_p.exp()[..., None, None] * one_hot).sum(0), atol=1e-10)
+    assert torch.allclose(dist.entropy(), -(log_p.exp() * log_p.clamp(min=-1e9)).sum(0), atol=1e-10)
+    free = ~KNOWN & (torch.rand(2, L) < 0.5)
+    gain = dist.condition(y, free).log_partition - dist.log_partition
+    assert torch.allclose(gain, dist.log_prob(y, sites=free), atol=1e-10)
+    if combine == "projected":
+        gap = (dist.marginals - logits.softmax(-1))[~KNOWN].abs().max()
+        assert gap < 1e-6
+    dist.log_prob(torch.where(KNOWN, x, y)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in coupling.parameters())
+    assert logits.grad is not None and bool((logits.grad[~KNOWN].abs().sum(-1) > 0).all())
+
+
+@pytest.mark.parametrize("combine", ["projected", "product"])
+def test_independent_is_the_product_of_categoricals_bit_for_bit(combine: str) -> None:
+    logits, x = torch.randn(7, L, V), torch.randint(0, V, (7, L))
+    dist = CouplingLayer(GRAPHS["independent"], V, combine=combine)(logits)
+    assert torch.equal(dist.log_prob(x), logits.log_softmax(-1).gather(-1, x[..., None])[..., 0].sum(-1))
+
+
+@pytest.mark.parametrize("name", ["chain", "hidden_markov", "independent"])
+def test_draws_follow_the_law(name: str, generator: torch.Generator) -> None:
+    logits, x = inputs()
+    dist = layer(name)(logits, tokens=x, known=KNOWN)
+    draws = dist.sample((20_000,), generator=generator)
+    place = V ** torch.arange(L - 1, -1, -1)
+    p = dist.log_prob(dist.enumerate_support()).exp().detach()
+    for b in range(2):
+        counts = torch.bincount((draws[:, b] * place).sum(-1), minlength=V**L).double()
+        expected = p[:, b] * 20_000
+        assert counts[expected == 0].sum() == 0
+        keep = expected >= 5
+        rest = torch.stack([counts[~keep].sum(), expected[~keep].sum()])
+        found, wanted = counts[keep], expected[keep]
+        if rest[1] >= 5:
+            found, wanted = torch.cat([found, rest[:1]]), torch.cat([wanted, rest[1:]])
+        wanted = wanted * found.sum() / wanted.sum()
+        assert chisquare(found.numpy(), wanted.numpy()).pvalue > 1e-3
+
+
+def test_mode_without_latents_is_the_best_sequence() -> None:
+    logits, x = inputs()
+    dist = layer("chain", "product")(logits, tokens=x, known=KNOWN)
+    every = dist.enumerate_support()
+    assert torch.equal(dist.mode, every[dist.log_prob(every).argmax(0), torch.arange(2)])
+
+
+def test_entropy_of_a_large_mixture_needs_samples() -> None:
+    dist = CouplingLayer(topologies.hidden_markov(12, 5, 3), 5)(torch.randn(2, 12, 5))
+    with pytest.raises(IntractableError, match="num_samples"):
+        dist.entropy()
+    estimate = dist.entropy(num_samples=200)
+    assert estimate.shape == (2,) and bool((estimate > 0).all())
+
+
+def test_divergence() -> None:
+    logits, _ = inputs()
+    p, q = layer("chain")(logits), layer("chain", "product")(logits)
+    every = p.enumerate_support()
+    log_p, log_q = p.log_prob(every), q.log_prob(every)
+    expected = (log_p.exp() * (log_p - log_q)).sum(0)
+    assert torch.allclose(torch.distributions.kl_divergence(p, q), expected, atol=1e-10)
+    other = layer("hidden_markov")(logits)
+    expected = (log_p.exp() * (log_p - other.log_prob(every))).sum(0)
+    assert torch.allclose(torch.distributions.kl_divergence(p, other), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("combine", ["projected", "product"])
+def test_edges(combine: str) -> None:
+    coupling = layer("hidden_markov", combine, 1).float()
+    x, none = torch.randint(0, V, (2, L)), torch.zeros(2, L, dtype=torch.bool)
+    logits = torch.randn(2, L, V)
+    everything = coupling(logits, tokens=x, known=~none)
+    assert torch.equal(everything.sample(), x) and torch.allclose(everything.log_prob(x), torch.zeros(2))
+    assert coupling(logits, tokens=x, known=none).sample().shape == (2, L)
+    empty = coupling(logits[:0], tokens=x[:0], known=none[:0])
+    assert empty.sample().shape == (0, L) and empty.log_prob(x[:0]).shape == (0,)
+    assert coupling(logits[0]).log_prob(x[0]).shape == ()
+    assert coupling(logits.expand(5, 2, L, V)).sample((3,)).shape == (3, 5, 2, L)
+    single = CouplingLayer(topologies.hidden_markov(1, V, 2), V, combine=combine)(torch.randn(2, 1, V))
+    assert torch.allclose(
+        single.log_prob(torch.zeros(2, 1, dtype=torch.int64)).exp().sum(), single.marginals[:, 0, 0].sum()
+    )
+
+
+def test_bad_input() -> None:
+    coupling, logits, x = (
+        layer("hidden_markov").float(),
+        torch.zeros(2, L, V),
+        torch.zeros(2, L, dtype=torch.int64),
+    )
+    known = torch.ones(2, L, dtype=torch.bool)
+    with pytest.raises(ShapeError, match="4, 3"):
+        coupling(torch.zeros(2, L + 1, V))
+    with pytest.raises(ShapeError, match="known="):
+        coupling(logits, tokens=x)
+    with pytest.raises(ShapeError, match="tokens=xt"):
+        coupling(logits, known=known)
+    with pytest.raises(ShapeError, match="bool"):
+        coupling(logits, tokens=x, known=known.long())
+    with pytest.raises(TokenError, match="site 1"):
+        coupling(logits, tokens=x.index_fill(1, torch.tensor([1]), V), known=known)
+    for value in (math.nan, math.inf):
+        bad = logits.clone()
+        bad[1, 2, 0] = value
+        with pytest.raises(LogitsError, match=r"site 2 of batch element \(1,\)"):
+            coupling(bad)
+    with pytest.raises(LogitsError, match="every token ruled out"):
+        coupling(torch.full((2, L, V), -math.inf))
+    with pytest.raises(GraphError, match="cardinality"):
+        CouplingLayer(topologies.chain(3, 4), 5)
+    graph = topologies.chain(3, V, tie=None)
+    graph.add_factor(("x0", "x2"))
+    with pytest.raises(CyclicGraphError, match="x0"):
+        CouplingLayer(graph, V)
+    with pytest.raises(GraphError, match="no tokens"):
+        CouplingLayer(FactorGraph(), V)
+    dist = coupling(logits)
+    with pytest.raises(TokenError):
+        dist.log_prob(x + V)
+    with pytest.raises(ShapeError):
+        dist.log_prob(x[:, :2])
+
+
+def test_in_a_pyro_model() -> None:
+    """Observed: its log-probability. Latent and enumerated: summed out exactly."""
+    logits, x = torch.randn(1, 2, V), torch.tensor([[2, 1]])
+    coupling = CouplingLayer(topologies.chain(2, V), V, combine="product")
+    torch.nn.init.normal_(next(coupling.parameters()))
+    dist: CoupledCategorical = coupling(logits)
+
+    def observed() -> None:
+        with pyro.plate("batch", 1):
+            pyro.sample("x", dist, obs=x)
+
+    loss = Trace_ELBO().loss(observed, lambda: None)
+    assert loss == pytest.approx(-float(dist.log_prob(x).detach()), abs=1e-5)
+
+    @config_enumerate
+    def latent() -> None:
+        with pyro.plate("batch", 1):
+            value = pyro.sample("x", dist)
+            pyro.sample("y", pyro.distributions.Normal(value.sum(-1).float(), 1.0), obs=torch.tensor([1.5]))
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(latent, lambda: None)
+    every = dist.enumerate_support()
+    likelihood = torch.distributions.Normal(every.sum(-1).float(), 1.0).log_prob(torch.tensor(1.5))
+    assert loss == pytest.approx(-float((dist.log_prob(every) + likelihood).logsumexp(0).detach()), abs=1e-4)
