@@ -17,6 +17,7 @@ from codd_ppl.errors import ConfigError, IntractableError, ShapeError, TokenErro
 from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.projection import broadcasts
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
@@ -53,8 +54,8 @@ class CoupledCategorical(TorchDistribution):
         plan: ContractionPlan,
         log_potentials: LogPotentials,
         log_evidence: Float[Tensor, "*batch sites vocab"],
-        tokens: Int[Tensor, "*batch sites"] | None = None,
-        known: Bool[Tensor, "*batch sites"] | None = None,
+        tokens: Int[Tensor, "*#batch sites"] | None = None,
+        known: Bool[Tensor, "*#batch sites"] | None = None,
         normalized: bool = False,
         validate_args: bool | None = None,
     ) -> None:
@@ -76,7 +77,14 @@ class CoupledCategorical(TorchDistribution):
         if tokens is None or known is None:
             known = torch.zeros(1, dtype=torch.bool, device=log_evidence.device)
             tokens = torch.zeros(1, dtype=torch.int64, device=log_evidence.device)
-        self.known: Tensor = known.expand(*batch_shape, len(self.sites))
+        expected = (*batch_shape, len(self.sites))
+        if known.dtype != torch.bool or not broadcasts(known.shape, expected):
+            raise ShapeError(f"expected known as bool {expected}, found {known.dtype} {tuple(known.shape)}")
+        if tokens.is_floating_point() or not broadcasts(tokens.shape, expected):
+            raise ShapeError(
+                f"expected tokens as int64 {expected}, found {tokens.dtype} {tuple(tokens.shape)}"
+            )
+        self.known: Tensor = known.expand(expected)
         self.tokens: Tensor = torch.where(self.known, tokens, 0)
         self._check_range(self.tokens)
         self._potentials = dict(log_potentials)
@@ -282,21 +290,14 @@ class CoupledCategorical(TorchDistribution):
         return not bool((self.log_partition == -torch.inf).any())
 
     def _check_batch(self, batch_shape: tuple[int, ...]) -> None:
-        for name, table in self._potentials.items():
-            names = self.plan.ties.get(str(name), (str(name),))
-            order = (
-                self.plan.factor[names[0]].order
-                if names[0] in self.plan.factor
-                else 1 + isinstance(name, tuple)
-            )
-            found = tuple(table.shape[: max(0, table.dim() - order)])
-            try:
-                fits = torch.broadcast_shapes(found, batch_shape) == batch_shape
-            except RuntimeError:
-                fits = False
-            if not fits:
+        for key, table in self._potentials.items():
+            factors = self.plan.ties.get(str(key), (str(key),))
+            if factors[0] not in self.plan.factor:
+                continue  # evidence of a variable; an unknown key is refused by the first query
+            found = tuple(table.shape[: max(0, table.dim() - self.plan.factor[factors[0]].order)])
+            if not broadcasts(found, batch_shape):
                 raise ShapeError(
-                    f"log_potentials[{name!r}]: expected a batch shape that broadcasts to {batch_shape}, that of the "
+                    f"log_potentials[{key!r}]: expected a batch shape that broadcasts to {batch_shape}, that of the "
                     f"evidence, found {found}; expand the evidence (or the logits) first"
                 )
 

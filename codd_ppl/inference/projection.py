@@ -29,7 +29,7 @@ from codd_ppl.inference.tables import StepTable, Tables
 from codd_ppl.inference.tree import Upward
 from codd_ppl.typing import Bool, Float, LogPotentials
 
-__all__ = ["project", "walk"]
+__all__ = ["broadcasts", "project", "walk"]
 
 Move = tuple[
     str, int, int, int
@@ -193,7 +193,7 @@ def project(
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
     batch_shape = tuple(log_targets.shape[:-2])
     tables = Tables(plan, log_potentials)
-    if not _broadcasts(tables.batch_shape, batch_shape):
+    if not broadcasts(tables.batch_shape, batch_shape):
         raise PotentialsError(
             f"the prior's batch shape {tables.batch_shape} must broadcast to that of the targets, {batch_shape}"
         )
@@ -210,7 +210,7 @@ def project(
     return weights.reshape(*batch_shape, count, vocab)
 
 
-def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
     """Whether a shape broadcasts to a full one, which stays as it is."""
     pairs = zip(reversed(shape), reversed(full), strict=False)
     return len(shape) <= len(full) and all(n in (1, m) for n, m in pairs)

@@ -125,13 +125,17 @@ def test_enumeration_with_known_tokens(prior):
     """Sequences that contradict what is known have chance 0: they must not turn the sum into NaN."""
     known = prior.condition(torch.tensor([1, 0, 0]), torch.tensor([True, False, False]))
 
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
     @config_enumerate(default="parallel")
     def model():
         x = pyro.sample("x", known)
-        pyro.sample("y", pyro.distributions.Categorical(logits=_likelihood(x)), obs=torch.tensor(2))
+        pyro.sample("y", pyro.distributions.Categorical(logits=scale * _likelihood(x)), obs=torch.tensor(2))
 
     loss = TraceEnum_ELBO(max_plate_nesting=0).differentiable_loss(model, lambda: None)
-    torch.testing.assert_close(loss, -_likelihood(torch.tensor([1])).log_softmax(-1)[2])
+    expected = -(scale * _likelihood(torch.tensor([1]))).log_softmax(-1)[2]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, scale), torch.autograd.grad(expected, scale))
 
 
 def test_enumerated_guide(prior):
