@@ -78,17 +78,21 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _fit(words: list[str]) -> int:
-    """LightningCLI over CoDDModule and TextDataModule."""
+    """LightningCLI over CoDDModule and TextDataModule; the model folder goes to ``--model_folder.path``."""
     import warnings
 
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from codd_ppl.training import CoDDModule, TextDataModule
+    from codd_ppl.training import CoDDModule, ModelFolder, TextDataModule
+
+    class FitCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(ModelFolder, "model_folder")
 
     with warnings.catch_warnings():  # the words are given, whatever sys.argv holds
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # lightning's own use of jsonargparse
-        LightningCLI(
+        FitCLI(
             CoDDModule,
             TextDataModule,
             args=words,

@@ -24,7 +24,7 @@ from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.potentials import LatentPotentials, TablePotentials
 
-__all__ = ["SavedModel", "load_model", "save_model"]
+__all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
 KINDS = {kind.__name__: kind for kind in (LatentPotentials, TablePotentials)}
 
@@ -58,8 +58,7 @@ def save_model(
             f"a model folder holds a BidirectionalTransformer and {' or '.join(KINDS)}, found "
             f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
         )
-    if path.exists() and not (path / "model.json").is_file():
-        raise ConfigError(f"{path} exists and is no model folder; choose another path, nothing was written")
+    check_target(path)
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
@@ -88,6 +87,25 @@ def save_model(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Whether a model may be written to ``path``.
+
+    Raises:
+        ConfigError: something is there that isn't a model folder.
+    """
+    if Path(path).exists() and not (Path(path) / "model.json").is_file():
+        raise ConfigError(f"{path} exists and is no model folder; choose another path, nothing was written")
+
+
+def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
+    """The network of a model folder, in eval mode; in a recipe, ``class_path: codd_ppl.model_folder.load_denoiser``.
+
+    Raises:
+        DataError: no such folder, or one that is damaged.
+    """
+    return load_model(path).denoiser
 
 
 def load_model(path: str | os.PathLike[str]) -> SavedModel:

@@ -26,12 +26,13 @@ LAYERS = {
     "distributions": 5,
     "coupling": 6,
     "diffusion": 7, "denoisers": 7,
-    "training": 8, "sampling": 8, "model_folder": 8,
-    "evaluation": 9,
-    "demo": 10, "testing": 10,
-    "cli": 11, "__main__": 12,
+    "model_folder": 8,
+    "training": 9, "sampling": 9,
+    "evaluation": 10,
+    "demo": 11, "testing": 11,
+    "cli": 12, "__main__": 13,
 }  # fmt: skip
-TOP = 10  # from here on, `from codd_ppl import ...` is fine: these are users of the library
+TOP = 11  # from here on, `from codd_ppl import ...` is fine: these are users of the library
 
 FORBIDDEN = {("evaluation", "training")}  # although the order would allow it
 

@@ -9,7 +9,7 @@ Markov models, latent trees and mixtures. Counts of successive minibatches are a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log
+from math import log, nan
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,9 +41,9 @@ class Trace:
 
     @property
     def final(self) -> float:
-        """Mean over the last tenth of the minibatches, nats per token."""
+        """Mean over the last tenth of the minibatches, nats per token; NaN if there was none."""
         tail = self.log_likelihood[-max(1, len(self.log_likelihood) // 10) :]
-        return sum(tail) / max(1, len(tail))
+        return sum(tail) / len(tail) if tail else nan
 
 
 def baum_welch(

@@ -1,6 +1,7 @@
 """Train: the Lightning module and the text data that feed it."""
 
 from codd_ppl.training.data import TextDataModule
+from codd_ppl.training.model_callback import ModelFolder
 from codd_ppl.training.module import CoDDModule
 
-__all__ = ["CoDDModule", "TextDataModule"]
+__all__ = ["CoDDModule", "ModelFolder", "TextDataModule"]

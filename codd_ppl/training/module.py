@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -44,7 +44,8 @@ class CoDDModule(L.LightningModule):
         weight_decay: of the network's matrices.
         warmup_steps: linear warm-up; then a cosine down to a tenth over the rest of the run.
         init_from_corpus: start the potentials from the training blocks of the data module (which must have
-            ``train_blocks()``, as :class:`TextDataModule` has) before a fresh run; not when one is resumed.
+            ``train_blocks()``, as :class:`TextDataModule` has) before a fresh run; not when one is resumed. A mapping
+            gives settings, such as ``{"epochs": 1}`` for Baum-Welch.
         valid_steps: numbers of steps to validate at; the largest of ``steps`` by default.
         seed: of the noise.
 
@@ -64,7 +65,7 @@ class CoDDModule(L.LightningModule):
         potentials_learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
-        init_from_corpus: bool = False,
+        init_from_corpus: bool | Mapping[str, Any] = False,
         valid_steps: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
@@ -168,8 +169,9 @@ class CoDDModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start the potentials from the text: in one process, which tells the others."""
-        if not self.start_from_corpus:
+        if self.start_from_corpus is False:
             return
+        settings: Mapping[str, Any] = {} if self.start_from_corpus is True else self.start_from_corpus
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "train_blocks"):
             raise ConfigError(
@@ -178,7 +180,7 @@ class CoDDModule(L.LightningModule):
             )
         if self.trainer.is_global_zero:
             rank_zero_info("starting the coupling from the training text")
-            self.coupling.init_from_corpus(data.train_blocks(), progress=self.show_progress)
+            self.coupling.init_from_corpus(data.train_blocks(), progress=self.show_progress, **settings)
         if self.trainer.world_size > 1:
             self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
         self.start_from_corpus = False

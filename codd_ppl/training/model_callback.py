@@ -1,0 +1,71 @@
+"""A Lightning callback that leaves a model folder, so that what was trained can be used without Lightning."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from codd_ppl.denoisers import BidirectionalTransformer
+from codd_ppl.model_folder import check_target, save_model
+from codd_ppl.training.module import CoDDModule
+
+__all__ = ["ModelFolder"]
+
+
+class ModelFolder(L.Callback):
+    """Writes network, coupling and tokenizer with ``save_model`` when training ends, or when Ctrl-C ends it.
+
+    The place is checked before the first step. After another error nothing is written, so that a run which failed
+    doesn't replace a model that works; Lightning's own checkpoints serve to go on with.
+
+    Args:
+        path: the folder to write; one that holds a model already is replaced.
+
+    Raises:
+        ConfigError: when training starts, a path that holds something other than a model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "codd-model") -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out now whether the folder can be written."""
+        check_target(self.path)
+        if not self._fits(pl_module):
+            rank_zero_warn(
+                f"no model folder will be written to {self.path}: it holds a CoDDModule with a "
+                "BidirectionalTransformer; keep Lightning's checkpoints instead"
+            )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After every ``on_train_end``: the weights are the averaged ones, if a callback averages."""
+        self._save(trainer, pl_module, interrupted=False)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what Ctrl-C stopped."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._save(trainer, pl_module, interrupted=True)
+
+    @staticmethod
+    def _fits(pl_module: L.LightningModule) -> bool:
+        return isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, interrupted: bool) -> None:
+        if not trainer.is_global_zero or not self._fits(pl_module):
+            return
+        assert isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
+        data: Any = getattr(trainer, "datamodule", None)
+        about: dict[str, Any] = {"step": trainer.global_step, "text": str(getattr(data, "path", None))}
+        if interrupted:
+            about["interrupted"] = True
+        tokenizer = getattr(data, "tokenizer", None)
+        rank_zero_info(
+            f"model folder: {save_model(self.path, pl_module.denoiser, pl_module.coupling, tokenizer, about)}"
+        )
