@@ -100,12 +100,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 
 def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
-    """The network of a model folder, in eval mode; in a recipe, ``class_path: codd_ppl.model_folder.load_denoiser``.
+    """The network of a model folder, to train with; in a recipe, ``class_path: codd_ppl.model_folder.load_denoiser``.
 
     Raises:
         DataError: no such folder, or one that is damaged.
     """
-    return load_model(path).denoiser
+    return load_model(path).denoiser.train()
 
 
 def load_model(path: str | os.PathLike[str]) -> SavedModel:
