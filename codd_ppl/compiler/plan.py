@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from codd_ppl.graphs import Factor, Variable
 
-__all__ = ["ContractionPlan", "Message", "Step"]
+__all__ = ["ContractionPlan", "Message", "Run", "Step"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ class Step:
     def table_bytes(self, itemsize: int = 4) -> int:
         """Bytes of the tables, when they have no batch dimension."""
         return itemsize * prod(self.shape) * (1 if self.tie is not None else len(self.messages))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive steps that form a path: each sends one message, from the variable that the step before it reached.
+
+    Attributes:
+        start, stop: the steps, as in ``range(start, stop)``.
+        variables: the children of the steps in turn, then the last parent; all of one cardinality.
+    """
+
+    start: int
+    stop: int
+    variables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,28 @@ class ContractionPlan:
         )
 
     @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The paths of at least three steps; a scan runs each of them without leaving linear space."""
+        found, start = [], 0
+        while start < len(self.steps):
+            stop = start + 1
+            while stop < len(self.steps) and _continues(self.steps[stop - 1], self.steps[stop]):
+                stop += 1
+            if stop - start >= 3:
+                steps = self.steps[start:stop]
+                names = (*(s.messages[0].children[0] for s in steps), steps[-1].messages[0].parent)
+                found.append(Run(start, stop, names))
+            start = stop
+        return tuple(found)
+
+    @cached_property
+    def run_of(self) -> Mapping[int, tuple[int, int]]:
+        """Step of a run -> (first step of the run, place in it)."""
+        return MappingProxyType(
+            {i: (r.start, i - r.start) for r in self.runs for i in range(r.start, r.stop)}
+        )
+
+    @cached_property
     def isolated(self) -> tuple[str, ...]:
         """Variables without a factor of order two or more."""
         return tuple(name for name, messages in self.below.items() if not messages and name not in self.above)
@@ -210,3 +246,12 @@ class ContractionPlan:
             f"ContractionPlan({len(self.variables)} variables, {len(self.factors)} factors, "
             f"{len(self.steps)} steps, route={self.route!r})"
         )
+
+
+def _continues(before: Step, after: Step) -> bool:
+    """Whether two steps follow each other on a path, with tables of one size, orientation and tie."""
+    if len(before.messages) > 1 or len(after.messages) > 1 or len(before.shape) != 2:
+        return False
+    same = (before.shape, before.parent_axis, before.tie) == (after.shape, after.parent_axis, after.tie)
+    square = before.shape[0] == before.shape[1]
+    return same and square and after.messages[0].children == (before.messages[0].parent,)

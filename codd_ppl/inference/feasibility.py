@@ -51,11 +51,11 @@ def _contradiction(tables: Tables, element: int) -> tuple[str, list[str]]:
     with torch.no_grad():
         up = Upward(tables, MaxSemiring())
     for index, step in enumerate(plan.steps):
-        for c, beliefs in enumerate(up.children[index]):
+        for c, beliefs in enumerate(up.children(index)):
             for g in _impossible(beliefs, element).all(-1).nonzero().flatten().tolist():
                 name = step.messages[g].children[c]
                 return f"variable {name!r}", _below(tables, [name])
-        for g in _impossible(up.messages[index], element).all(-1).nonzero().flatten().tolist():
+        for g in _impossible(up.message(index), element).all(-1).nonzero().flatten().tolist():
             factor = plan.factor[step.messages[g].factor]
             tie = f" (tie {factor.tie!r})" if factor.tie is not None else ""
             below = _below(tables, list(step.messages[g].children))

@@ -81,7 +81,7 @@ class _Sweep:
         self.base = dict(self.evidence)
         self.weights: dict[str, Tensor] = {}
         self.up_messages = {
-            (s, g): up.messages[s][:, g]
+            (s, g): up.message(s)[:, g]
             for s, step in enumerate(self.plan.steps)
             for g in range(len(step.messages))
         }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference import chain
+from codd_ppl.inference.counts import expected, factor_counts
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import safe_logsumexp
@@ -17,9 +18,6 @@ from codd_ppl.inference.tree import Downward, Upward, outside, upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
-
-LARGEST_WEIGHT = 40.0
-"""exp of it is the most that a linear-space marginal may be scaled up; then its error stays below 1e-20."""
 
 
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
@@ -66,78 +64,8 @@ class _LogPartition(torch.autograd.Function):
             up, _ = upward(Tables(ctx.plan, dict(zip(ctx.keys, tensors, strict=True))))
         wanted = [k for k, need in zip(ctx.keys, ctx.needs_input_grad[2:], strict=True) if need]
         weight = grad.reshape(-1)
-        counts = outside(up, lambda down: {k: _expected(down, k, weight, up.tables.raw[k]) for k in wanted})
+        counts = outside(up, lambda down: {k: expected(down, k, weight, up.tables.raw[k]) for k in wanted})
         return (None, None, *(counts.get(k) for k in ctx.keys))
-
-
-def _expected(down: Downward, key: Key, weight: Tensor, like: Tensor) -> Tensor:
-    """Gradient of sum_b weight_b log Z_b with respect to one tensor of log-potentials."""
-    tables, plan = down.tables, down.plan
-    per_batch = like.dim() > len(tables.shapes[key])
-    weight = weight.to(tables.dtype)
-    if isinstance(key, tuple) or key in plan.variable:
-        names = key if isinstance(key, tuple) else (key,)
-        total = down.marginal(names).exp() * weight[:, None, None]
-        if not isinstance(key, tuple):
-            total = total[:, 0]
-    else:
-        total = _factor_counts(down, key, weight, per_batch)
-    if not per_batch:
-        return total.sum(0).to(like.dtype)
-    total = total.expand(tables.batch, *tables.shapes[key]).reshape(*tables.batch_shape, *tables.shapes[key])
-    return total.sum_to_size(like.shape).to(like.dtype)
-
-
-def _factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bool) -> Tensor:
-    """Weighted marginal of a factor, or their sum over the factors of a tie: (batch or 1, *cardinalities).
-
-    With ``per_batch=False`` the batch is summed already, so that a shared table never meets the batch dimension.
-    """
-    plan, tables = down.plan, down.tables
-    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
-    names = {n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw}
-    parts = []
-    for name in (n for n in names if plan.factor[n].order == 1):
-        marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
-        parts.append(_weighted(marginal, weight, per_batch))
-    for index, step in enumerate(plan.steps):
-        where = [g for g, m in enumerate(step.messages) if m.factor in names]
-        if where:
-            counts = _step_counts(down, index, where, weight, per_batch)
-            parts.append(counts.movedim(-1, 1 + step.parent_axis))
-    return sum(parts[1:], parts[0])
-
-
-def _weighted(value: Tensor, weight: Tensor | None, per_batch: bool) -> Tensor:
-    if weight is not None:
-        value = value * weight.reshape(-1, *[1] * (value.dim() - 1))
-    return value if per_batch else value.sum(0, keepdim=True)
-
-
-def _step_counts(
-    down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool
-) -> Tensor:
-    """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
-    step, table = down.plan.steps[index], down.tables.step(index)
-    everything = len(where) == len(step.messages)
-    if len(step.shape) == 2:
-        child, parent, largest = down.weights(index)
-        if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
-            child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])
-            child, parent = child[..., 0], parent[..., 0, :]
-            if weight is not None:
-                child = child * weight[:, None, None]
-            child, parent = (child, parent) if everything else (child[:, where], parent[:, where])
-            linear = table.linear if everything or table.linear.shape[1] == 1 else table.linear[:, where]
-            batch, message = "b" * (per_batch or linear.shape[0] > 1), "g" * (linear.shape[1] > 1)
-            counts = torch.einsum(f"bgn,bgm->{batch}{message}nm", child, parent)
-            counts = counts if batch else counts[None]
-            counts = (counts if message else counts.unsqueeze(1)) * linear
-            counts = counts.sum(1)
-            return counts if per_batch else counts.sum(0, keepdim=True)
-    log = down.log_factor_marginal(index)
-    marginal = (log if everything else log[:, where]).exp().sum(1)
-    return _weighted(marginal, weight, per_batch)
 
 
 def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
@@ -165,7 +93,7 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
             if isinstance(key, tuple):
                 result[key] = down.marginal(key).exp()
             elif key not in plan.variable:
-                result[key] = _factor_counts(down, key, None, per_batch=True)
+                result[key] = factor_counts(down, key, None, per_batch=True)
         for name in plan.variable:
             result[name] = down.marginal((name,))[:, 0].exp()
         return result

@@ -115,7 +115,7 @@ def _decode(up: Upward, draws: int, choose: Callable[[Tensor, int], Tensor]) -> 
         parents = torch.stack([values[m.parent] for m in step.messages], -1)
         log = up.tables.step(index).rows(parents)
         sizes = log.shape[3:]
-        for c, belief in enumerate(up.children[index]):
+        for c, belief in enumerate(up.children(index)):
             shape = [1] * len(sizes)
             shape[c] = sizes[c]
             log = log + belief.reshape(*belief.shape[:2], *shape)

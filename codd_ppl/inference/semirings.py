@@ -129,9 +129,13 @@ class LogSemiring:
         equation = ",".join([*terms[:-1], output, terms[-1]]) + "->" + target
         return self._log(_einsum(equation, "auto", [*(b.exp() for b in others), linear], table.linear))
 
+    def watch(self, floor: Tensor) -> None:
+        """Remember the smallest of some results: relative to products whose factors are at most 1."""
+        self._floors.append(floor)
+
     def _log(self, total: Tensor) -> Tensor:
         if total.numel():
-            self._floors.append(total.detach().amin())
+            self.watch(total.detach().amin())
         return total.log()
 
 

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
 
 T = TypeVar("T")
+
+FEW = 8
+"""Up to so many messages of a variable are added up anew for each one that is left out."""
 
 __all__ = ["Downward", "Upward", "outside", "upward"]
 
@@ -20,30 +24,80 @@ __all__ = ["Downward", "Upward", "outside", "upward"]
 class Upward:
     """Leaves to roots: what every variable believes from the evidence at and below it.
 
+    Paths run as scans (:mod:`codd_ppl.inference.scan`) where the semiring is the fast one, other steps one by one.
+
     Attributes:
-        messages: per step (batch, messages, parent), each with its largest scale taken out.
-        children: per step and child axis, the beliefs (batch, messages, child) that went in.
-        beliefs: variable -> (batch or 1, cardinality), evidence times messages from below.
+        offsets: first step of a run or other step -> log scales taken out of the messages, (batch or 1, messages).
+        scans: first step of a run -> its scan.
     """
 
     def __init__(self, tables: Tables, semiring: LogSemiring | MaxSemiring) -> None:
         self.tables, self.plan, self.semiring = tables, tables.plan, semiring
-        self.messages: list[Tensor] = []
-        self.offsets: list[Tensor] = []
-        self.children: list[list[Tensor]] = []
-        self._slices: list[tuple[Tensor, ...]] = []
-        for index, step in enumerate(self.plan.steps):
-            names = [tuple(m.children[c] for m in step.messages) for c in range(len(step.shape) - 1)]
-            beliefs = [self.stacked(group) for group in names]
+        steps = len(self.plan.steps)
+        self.offsets: dict[int, Tensor] = {}
+        self.scans: dict[int, UpScan] = {}
+        self._messages: list[Tensor | None] = [None] * steps
+        self._children: list[list[Tensor] | None] = [None] * steps
+        self._slices: dict[int, tuple[Tensor, ...]] = {}
+        fast = isinstance(semiring, LogSemiring) and semiring.fast
+        runs = {run.start: run for run in self.plan.runs} if fast else {}
+        index = 0
+        while index < steps:
+            if index in runs and isinstance(semiring, LogSemiring):
+                run = runs[index]
+                base = self.stacked(run.variables[:-1])
+                self.scans[index] = scan = UpScan(tables, run, base, semiring)
+                self.offsets[index] = scan.offset
+                index = run.stop
+                continue
+            step = self.plan.steps[index]
+            beliefs = self.children(index)
             message, offset = semiring.up(step, tables.step(index), beliefs)
-            self.children.append(beliefs)
-            self.messages.append(message)
-            self.offsets.append(offset)
-            self._slices.append(message.unbind(1))
+            self._messages[index] = message
+            self.offsets[index] = offset
+            index += 1
+
+    def scan(self, index: int) -> tuple[UpScan, int] | None:
+        """The scan that runs a step, with the step's place in it; None where no scan does."""
+        where = self.plan.run_of.get(index)
+        return None if where is None or where[0] not in self.scans else (self.scans[where[0]], where[1])
+
+    def message(self, index: int) -> Tensor:
+        """Messages of a step, (batch or 1, messages, parent), each with its largest scale taken out."""
+        known = self._messages[index]
+        if known is None:
+            found = self.scan(index)
+            assert found is not None
+            known = self._messages[index] = found[0].message(found[1])
+        return known
+
+    def offset(self, index: int) -> Tensor:
+        """The log scale that was taken out of each message of a step, (batch or 1, messages)."""
+        found = self.scan(index)
+        return self.offsets[index] if found is None else found[0].offset[:, found[1], None]
+
+    def children(self, index: int) -> list[Tensor]:
+        """Per child axis of a step the beliefs (batch or 1, messages, child) that go in."""
+        known = self._children[index]
+        if known is None:
+            found = self.scan(index)
+            if found is not None:
+                known = [found[0].child(found[1])]
+            else:
+                step = self.plan.steps[index]
+                axes = range(len(step.shape) - 1)
+                known = [self.stacked(tuple(m.children[c] for m in step.messages)) for c in axes]
+            self._children[index] = known
+        return known
 
     def incoming(self, name: str) -> list[Tensor]:
         """Messages from a variable's child factors, (batch, cardinality) each."""
-        return [self._slices[s][g] for s, g in self.plan.below[name]]
+        return [self._slice(s, g) for s, g in self.plan.below[name]]
+
+    def _slice(self, step: int, place: int) -> Tensor:
+        if step not in self._slices:
+            self._slices[step] = self.message(step).unbind(1)
+        return self._slices[step][place]
 
     def belief(self, name: str) -> Tensor:
         """Evidence times all messages from below, (batch or 1, cardinality)."""
@@ -51,22 +105,43 @@ class Upward:
         evidence = self.tables.evidence((name,))[:, 0]
         return sum(parts, evidence)
 
-    def stacked(self, names: tuple[str, ...]) -> Tensor:
-        """Beliefs of several variables of one cardinality, (batch or 1, len(names), cardinality)."""
-        if not any(self.plan.below[v] for v in names):
-            return self.tables.evidence(names)
-        if len(names) == 1:
-            return self.belief(names[0])[:, None]
-        return torch.stack(torch.broadcast_tensors(*[self.belief(v) for v in names]), dim=1)
+    def stacked(self, names: tuple[str, ...], without: int | None = None) -> Tensor:
+        """Evidence times the finished messages, but for those of one step: (batch or 1, len(names), cardinality)."""
+        total = self.tables.evidence(names)
+        rounds: dict[
+            tuple[int, int], list[int]
+        ] = {}  # (step or first step of a run, nth message) -> places in it
+        for i, name in enumerate(names):
+            count: dict[int, int] = {}
+            for step, place in self.plan.below[name]:
+                found = self.scan(step)
+                if step == without or (found is None and self._messages[step] is None):
+                    continue
+                source, place = (step, place) if found is None else (found[0].run.start, found[1])
+                nth = count[source] = count.get(source, -1) + 1
+                rounds.setdefault((source, nth), [-1] * len(names))[i] = place
+        for (source, _), places in rounds.items():
+            whole = self.scans[source].messages if source in self.scans else self.message(source)
+            total = total + gathered(whole, places)
+        return total
 
     def log_partition(self) -> Tensor:
         """Log of the sum over all assignments, (batch or 1); the scales are added once, in float64."""
         tables = self.tables
         roots = [safe_logsumexp(self.belief(r), -1)[:, None] for r in self.plan.roots]
         parts = torch.cat(torch.broadcast_tensors(*roots), dim=1).double().sum(1)
-        for group in (torch.cat(t, 1) for t in _by_batch(self.offsets)):
+        for group in (torch.cat(t, 1) for t in _by_batch(list(self.offsets.values()))):
             parts = parts + group.double().sum(1)
         return parts.to(tables.dtype)
+
+
+def gathered(whole: Tensor, places: list[int]) -> Tensor:
+    """Messages (batch, messages, n) at these places, 0 where the place is -1."""
+    if places[0] >= 0 and places == list(range(places[0], places[0] + len(places))):
+        return whole[:, places[0] : places[0] + len(places)]
+    if -1 in places:
+        whole = torch.cat((whole, torch.zeros_like(whole[:, :1])), dim=1)
+    return whole[:, torch.tensor(places, device=whole.device)]
 
 
 def _by_batch(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -104,22 +179,56 @@ class Downward:
 
     def __init__(self, up: Upward, semiring: LogSemiring) -> None:
         self.up, self.plan, self.tables, self.semiring = up, up.plan, up.tables, semiring
+        self.fast = semiring.fast
         self._outside: dict[str, list[Tensor]] = {}
         self._to_children: dict[tuple[int, int], Tensor] = {}
         self._outer: dict[int, Tensor] = {}
+        self._scans: dict[int, DownScan] = {}
+
+    def scan(self, index: int) -> tuple[DownScan, int] | None:
+        """The scan that runs a step downward, with the step's place in it; None where no scan does."""
+        found = self.up.scan(index) if self.fast else None
+        if found is None:
+            return None
+        run = found[0].run
+        if run.start not in self._scans:
+            last = self._outer_of(run.stop - 1)[:, 0]
+            self._scans[run.start] = DownScan(found[0], last, self.semiring)
+        return self._scans[run.start], found[1]
 
     def outer(self, index: int) -> Tensor:
         """What the parents of a step believe without that step's own messages, (batch, messages, parent)."""
         if index not in self._outer:
-            parts = []
-            for g, message in enumerate(self.plan.steps[index].messages):
-                place = self.plan.below[message.parent].index((index, g))
-                parts.append(self._without_each(message.parent)[place])
-            one = len(parts) == 1
-            self._outer[index] = (
-                parts[0][:, None] if one else torch.stack(torch.broadcast_tensors(*parts), dim=1)
-            )
+            found = self.scan(index)
+            if found is not None and index + 1 < found[0].up.run.stop:
+                self._outer[index] = found[0].outer(found[1])
+            else:
+                self._outer[index] = self._outer_of(index)
         return self._outer[index]
+
+    def _outer_of(self, index: int) -> Tensor:
+        names = [m.parent for m in self.plan.steps[index].messages]
+        if len(set(names)) == len(names) and all(len(self.plan.below[v]) <= FEW for v in names):
+            return self._from_above(tuple(names), self.up.stacked(tuple(names), without=index))
+        parts = []
+        for g, name in enumerate(names):
+            parts.append(self._without_each(name)[self.plan.below[name].index((index, g))])
+        return torch.stack(torch.broadcast_tensors(*parts), dim=1)
+
+    def _from_above(self, names: tuple[str, ...], total: Tensor) -> Tensor:
+        """``total`` with the messages from the variables' parent factors, (batch, len(names), cardinality)."""
+        sources: dict[tuple[int, int], list[int]] = {}
+        for i, name in enumerate(names):
+            if name in self.plan.above:
+                step, place, child = self.plan.above[name]
+                found = self.scan(step)
+                source, place = (step, place) if found is None else (found[0].up.run.start, found[1])
+                sources.setdefault((source, child), [-1] * len(names))[i] = place
+        for (source, child), places in sources.items():
+            scan = self._scans.get(source)
+            whole = scan.messages if scan is not None else self.to_children(source, child)
+            total = total + gathered(whole, places)
+        return total
 
     def _without_each(self, name: str) -> list[Tensor]:
         """The variable's belief with each of its incoming messages left out, by running sums from both ends."""
@@ -142,8 +251,12 @@ class Downward:
     def to_children(self, index: int, child: int) -> Tensor:
         """Messages of a step to its children on one axis, (batch, messages, child)."""
         if (index, child) not in self._to_children:
-            step, beliefs = self.plan.steps[index], self.up.children[index]
-            message = self.semiring.down(step, self.tables.step(index), self.outer(index), beliefs, child)
+            found = self.scan(index)
+            if found is not None:
+                message = found[0].message(found[1])
+            else:
+                step, beliefs = self.plan.steps[index], self.up.children(index)
+                message = self.semiring.down(step, self.tables.step(index), self.outer(index), beliefs, child)
             self._to_children[index, child] = message
         return self._to_children[index, child]
 
@@ -164,19 +277,7 @@ class Downward:
 
         Rows whose evidence is infeasible come out as -inf throughout.
         """
-        where = [self.plan.above.get(v) for v in names]
-        first = where[0]
-        if first is not None and names == tuple(
-            m.children[first[2]] for m in self.plan.steps[first[0]].messages
-        ):
-            log = self.up.children[first[0]][first[2]] + self.to_children(first[0], first[2])
-        else:
-            parts = [
-                self.up.belief(v) + (self.message_to(v) if above is not None else 0.0)
-                for v, above in zip(names, where, strict=True)
-            ]
-            log = torch.stack(torch.broadcast_tensors(*parts), dim=1)
-        return log_normalized(log, -1)
+        return log_normalized(self._from_above(names, self.up.stacked(names)), -1)
 
     def weights(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Children's and parent's linear weights whose outer product with the linear table is the factor marginal.
@@ -184,15 +285,15 @@ class Downward:
         For a pairwise step: child (batch, messages, n), parent (batch, messages, m) and the log of the largest weight,
         which must stay moderate for the product to be accurate.
         """
-        (child,), table = self.up.children[index], self.tables.step(index)
-        outer, message = self.outer(index), self.up.messages[index]
+        (child,), table = self.up.children(index), self.tables.step(index)
+        outer, message = self.outer(index), self.up.message(index)
         outer = outer + table.scale
         top = outer.detach().amax(-1, keepdim=True)
         outer = outer - torch.where(torch.isfinite(top), top, 0.0)
         # Both sums are taken relative to the largest terms, so that large log-potentials cost no digits here.
         weight = -safe_logsumexp(outer + (message - table.scale), -1)[..., None]
         weight = torch.where(weight == torch.inf, -torch.inf, weight)
-        offset = self.up.offsets[index][..., None]
+        offset = self.up.offset(index)[..., None]
         return (child - offset).exp() * weight.exp(), outer.exp(), weight
 
     def log_factor_marginal(self, index: int, message: int | None = None) -> Tensor:
@@ -200,7 +301,7 @@ class Downward:
 
         With ``message`` only that one, without the messages dimension.
         """
-        children, outer, table = self.up.children[index], self.outer(index), self.tables.step(index)
+        children, outer, table = self.up.children(index), self.outer(index), self.tables.step(index)
         if message is not None:
             pick = slice(message, message + 1)
             table = StepTable(table.log if table.log.shape[1] == 1 else table.log[:, pick])

@@ -1,0 +1,116 @@
+"""Marginals of factors and expected counts of tables, from an upward and a downward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codd_ppl.inference.scan import DownScan
+from codd_ppl.inference.tables import Key
+from codd_ppl.inference.tree import Downward
+
+__all__ = ["expected", "factor_counts"]
+
+LARGEST_WEIGHT = 40.0
+"""exp of it is the most that a linear-space marginal may be scaled up; then its error stays below 1e-20."""
+
+
+def expected(down: Downward, key: Key, weight: Tensor, like: Tensor) -> Tensor:
+    """Gradient of sum_b weight_b log Z_b with respect to one tensor of log-potentials."""
+    tables, plan = down.tables, down.plan
+    per_batch = like.dim() > len(tables.shapes[key])
+    weight = weight.to(tables.dtype)
+    if isinstance(key, tuple) or key in plan.variable:
+        names = key if isinstance(key, tuple) else (key,)
+        total = down.marginal(names).exp() * weight[:, None, None]
+        if not isinstance(key, tuple):
+            total = total[:, 0]
+    else:
+        total = factor_counts(down, key, weight, per_batch)
+    if not per_batch:
+        return total.sum(0).to(like.dtype)
+    total = total.expand(tables.batch, *tables.shapes[key]).reshape(*tables.batch_shape, *tables.shapes[key])
+    return total.sum_to_size(like.shape).to(like.dtype)
+
+
+def factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Weighted marginal of a factor, or their sum over the factors of a tie: (batch or 1, *cardinalities).
+
+    With ``per_batch=False`` the batch is summed already, so that a shared table never meets the batch dimension.
+    """
+    plan, tables = down.plan, down.tables
+    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
+    names = {n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw}
+    parts = []
+    for name in (n for n in names if plan.factor[n].order == 1):
+        marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
+        parts.append(_weighted(marginal, weight, per_batch))
+    done: set[int] = set()
+    for run in plan.runs:
+        steps = [i for i in range(run.start, run.stop) if plan.steps[i].messages[0].factor in names]
+        found = down.scan(run.start) if steps else None
+        if found is not None:
+            counts = _run_counts(found[0], [i - run.start for i in steps], weight, per_batch)
+            parts.append(counts.movedim(-1, 1 + plan.steps[run.start].parent_axis))
+            done.update(steps)
+    for index, step in enumerate(plan.steps):
+        where = [g for g, m in enumerate(step.messages) if m.factor in names]
+        if where and index not in done:
+            counts = _step_counts(down, index, where, weight, per_batch)
+            parts.append(counts.movedim(-1, 1 + step.parent_axis))
+    return sum(parts[1:], parts[0])
+
+
+def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Sum of the marginals of some steps of a run, (batch or 1, child, parent)."""
+    child, parent = scan.weighted, scan.outside
+    if len(steps) < child.shape[1]:
+        child, parent = child[:, steps], parent[:, steps]
+    if weight is not None:
+        child = child * weight[:, None, None]
+    if parent.shape[0] != child.shape[0]:
+        child, parent = (v.expand(child.shape[0] * parent.shape[0], -1, -1) for v in (child, parent))
+    tables = [scan.up.tables[k].linear[:, 0] for k in steps]
+    if scan.up.shared:
+        if per_batch or tables[0].shape[0] > 1:
+            counts = torch.einsum("bkn,bkm->bnm", child, parent)
+        else:
+            counts = (child.flatten(0, 1).T @ parent.flatten(0, 1))[None]
+        counts = counts * tables[0]
+    else:
+        pairs = zip(child.unbind(1), parent.unbind(1), tables, strict=True)
+        each = [c[:, :, None] * p[:, None] * t for c, p, t in pairs]
+        counts = sum(each[1:], each[0])
+    return counts if per_batch else counts.sum(0, keepdim=True)
+
+
+def _weighted(value: Tensor, weight: Tensor | None, per_batch: bool) -> Tensor:
+    if weight is not None:
+        value = value * weight.reshape(-1, *[1] * (value.dim() - 1))
+    return value if per_batch else value.sum(0, keepdim=True)
+
+
+def _step_counts(
+    down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool
+) -> Tensor:
+    """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
+    step, table = down.plan.steps[index], down.tables.step(index)
+    everything = len(where) == len(step.messages)
+    if len(step.shape) == 2:
+        child, parent, largest = down.weights(index)
+        if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
+            child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])
+            child, parent = child[..., 0], parent[..., 0, :]
+            if weight is not None:
+                child = child * weight[:, None, None]
+            child, parent = (child, parent) if everything else (child[:, where], parent[:, where])
+            linear = table.linear if everything or table.linear.shape[1] == 1 else table.linear[:, where]
+            batch, message = "b" * (per_batch or linear.shape[0] > 1), "g" * (linear.shape[1] > 1)
+            counts = torch.einsum(f"bgn,bgm->{batch}{message}nm", child, parent)
+            counts = counts if batch else counts[None]
+            counts = (counts if message else counts.unsqueeze(1)) * linear
+            counts = counts.sum(1)
+            return counts if per_batch else counts.sum(0, keepdim=True)
+    log = down.log_factor_marginal(index)
+    marginal = (log if everything else log[:, where]).exp().sum(1)
+    return _weighted(marginal, weight, per_batch)
