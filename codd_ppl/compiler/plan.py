@@ -177,6 +177,24 @@ class ContractionPlan:
         )
 
     @cached_property
+    def run_factors(self) -> Mapping[int, frozenset[str]]:
+        """First step of a run -> names of the run's factors."""
+        return MappingProxyType(
+            {
+                r.start: frozenset(m.factor for step in self.steps[r.start : r.stop] for m in step.messages)
+                for r in self.runs
+            }
+        )
+
+    @cached_property
+    def by_cardinality(self) -> tuple[tuple[str, ...], ...]:
+        """The variables, those of one cardinality together."""
+        groups: dict[int, list[str]] = {}
+        for v in self.variables:
+            groups.setdefault(v.cardinality, []).append(v.name)
+        return tuple(tuple(names) for names in groups.values())
+
+    @cached_property
     def isolated(self) -> tuple[str, ...]:
         """Variables without a factor of order two or more."""
         return tuple(name for name, messages in self.below.items() if not messages and name not in self.above)

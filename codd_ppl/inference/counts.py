@@ -70,9 +70,9 @@ def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_bat
         child = child * weight[:, None, None]
     if parent.shape[0] != child.shape[0]:
         child, parent = (v.expand(child.shape[0] * parent.shape[0], -1, -1) for v in (child, parent))
-    tables = [scan.up.tables[k].linear[:, 0] for k in steps]
+    tables = [scan.up.linear[k] for k in steps]
     if scan.up.shared:
-        if per_batch or tables[0].shape[0] > 1:
+        if per_batch or tables[0].dim() == 3:
             counts = torch.einsum("bkn,bkm->bnm", child, parent)
         else:
             counts = (child.flatten(0, 1).T @ parent.flatten(0, 1))[None]

@@ -94,8 +94,8 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
                 result[key] = down.marginal(key).exp()
             elif key not in plan.variable:
                 result[key] = factor_counts(down, key, None, per_batch=True)
-        for name in plan.variable:
-            result[name] = down.marginal((name,))[:, 0].exp()
+        for names in plan.by_cardinality:
+            result.update(zip(names, down.marginal(names).exp().unbind(1), strict=True))
         return result
 
     return {key: _unflatten(tables, value) for key, value in outside(up, query).items()}

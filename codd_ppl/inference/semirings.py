@@ -84,10 +84,13 @@ def _in_chunks(table: StepTable, beliefs: list[Tensor], outer: Tensor | None, re
 
 
 class LogSemiring:
-    """Sum-product. ``fast`` multiplies in linear space and remembers the smallest results for :meth:`safe`."""
+    """Sum-product. ``fast`` multiplies in linear space and remembers the smallest results for :meth:`safe`.
 
-    def __init__(self, fast: bool = True) -> None:
-        self.fast = fast
+    ``stride`` says after how many steps of a path its vector is scaled anew.
+    """
+
+    def __init__(self, fast: bool = True, stride: int = 4) -> None:
+        self.fast, self.stride = fast, stride
         self._floors: list[Tensor] = []
 
     def safe(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
+from codd_ppl.compiler.plan import Run
 from codd_ppl.errors import PotentialsError
 from codd_ppl.typing import LogPotentials
 
@@ -59,7 +60,7 @@ class Tables:
 
     def __init__(self, plan: ContractionPlan, log_potentials: LogPotentials) -> None:
         self.plan = plan
-        self.shapes = {key: self._event_shape(key) for key in log_potentials}
+        self.shapes = {key: _event_shape(plan, key) for key in log_potentials}
         for key, value in log_potentials.items():
             event = self.shapes[key]
             if not isinstance(value, Tensor):
@@ -76,6 +77,7 @@ class Tables:
                     f"found {tuple(value.shape)}"
                 )
         self.raw = dict(log_potentials)
+        self.own = frozenset(key for key in self.raw if key in plan.factor)
         tensors = list(self.raw.values())
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.dtype = torch.float32 if not tensors else tensors[0].dtype
@@ -94,32 +96,6 @@ class Tables:
         self._blocks = [key for key in self.raw if isinstance(key, tuple)]
         self._check_complete()
         self._cache: dict[object, Tensor | StepTable] = {}
-
-    def _event_shape(self, key: Key) -> tuple[int, ...]:
-        plan = self.plan
-        if isinstance(key, tuple):
-            sizes = {plan.variable[v].cardinality for v in key if v in plan.variable}
-            if (
-                not key
-                or any(v not in plan.variable for v in key)
-                or len(sizes) != 1
-                or len(set(key)) != len(key)
-            ):
-                raise PotentialsError(
-                    f"log_potentials key {key!r}: a tuple must name distinct variables of equal cardinality"
-                )
-            return (len(key), *sizes)
-        if key in plan.factor:
-            return tuple(plan.variable[v].cardinality for v in plan.factor[key].scope)
-        if key in plan.variable:
-            return (plan.variable[key].cardinality,)
-        if key in plan.ties:
-            return tuple(plan.variable[v].cardinality for v in plan.factor[plan.ties[key][0]].scope)
-        names = [*plan.ties, *(f.name for f in plan.factors if f.tie is None)]
-        raise PotentialsError(
-            f"log_potentials has the unknown key {key!r}; expected names of factors, ties or variables, "
-            f"such as {', '.join(map(repr, names[:6])) or repr(plan.variables[0].name)}"
-        )
 
     def _check_complete(self) -> None:
         missing = [f.name for f in self.plan.factors if f.name not in self.raw and f.tie not in self.raw]
@@ -203,6 +179,13 @@ class Tables:
         self._cache[key] = result
         return result
 
+    def run(self, run: Run) -> list[StepTable]:
+        """Tables of a run's steps; a single one if all of them share it."""
+        tie = self.plan.steps[run.start].tie
+        if tie is not None and tie in self.raw and not (self.own & self.plan.run_factors[run.start]):
+            return [self.step(run.start)]
+        return [self.step(i) for i in range(run.start, run.stop)]
+
     def bad_entries(self) -> str:
         """Names of the keys that hold NaN or +inf, for an error message."""
         found = []
@@ -212,3 +195,31 @@ class Tables:
             elif bool((value == torch.inf).any()):
                 found.append(f"{key!r} holds +inf")
         return "; ".join(found) or "the sum of finite log-potentials overflows"
+
+
+@lru_cache(maxsize=512)
+def _event_shape(plan: ContractionPlan, key: Key) -> tuple[int, ...]:
+    """The cardinalities that a key's tensor ends with."""
+    if isinstance(key, tuple):
+        sizes = {plan.variable[v].cardinality for v in key if v in plan.variable}
+        if (
+            not key
+            or any(v not in plan.variable for v in key)
+            or len(sizes) != 1
+            or len(set(key)) != len(key)
+        ):
+            raise PotentialsError(
+                f"log_potentials key {key!r}: a tuple must name distinct variables of equal cardinality"
+            )
+        return (len(key), *sizes)
+    if key in plan.factor:
+        return tuple(plan.variable[v].cardinality for v in plan.factor[key].scope)
+    if key in plan.variable:
+        return (plan.variable[key].cardinality,)
+    if key in plan.ties:
+        return tuple(plan.variable[v].cardinality for v in plan.factor[plan.ties[key][0]].scope)
+    names = [*plan.ties, *(f.name for f in plan.factors if f.tie is None)]
+    raise PotentialsError(
+        f"log_potentials has the unknown key {key!r}; expected names of factors, ties or variables, "
+        f"such as {', '.join(map(repr, names[:6])) or repr(plan.variables[0].name)}"
+    )

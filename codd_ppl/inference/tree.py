@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
@@ -39,13 +41,13 @@ class Upward:
         self._messages: list[Tensor | None] = [None] * steps
         self._children: list[list[Tensor] | None] = [None] * steps
         self._slices: dict[int, tuple[Tensor, ...]] = {}
-        fast = isinstance(semiring, LogSemiring) and semiring.fast
-        runs = {run.start: run for run in self.plan.runs} if fast else {}
+        self.scanning = isinstance(semiring, LogSemiring) and semiring.fast and bool(self.plan.runs)
+        runs = {run.start: run for run in self.plan.runs} if self.scanning else {}
         index = 0
         while index < steps:
             if index in runs and isinstance(semiring, LogSemiring):
                 run = runs[index]
-                base = self.stacked(run.variables[:-1])
+                base = self.stacked(run.variables[:-1], before=index)
                 self.scans[index] = scan = UpScan(tables, run, base, semiring)
                 self.offsets[index] = scan.offset
                 index = run.stop
@@ -105,22 +107,18 @@ class Upward:
         evidence = self.tables.evidence((name,))[:, 0]
         return sum(parts, evidence)
 
-    def stacked(self, names: tuple[str, ...], without: int | None = None) -> Tensor:
-        """Evidence times the finished messages, but for those of one step: (batch or 1, len(names), cardinality)."""
+    def stacked(
+        self, names: tuple[str, ...], without: int | None = None, before: int | None = None
+    ) -> Tensor:
+        """Evidence times messages, (batch or 1, len(names), cardinality), for variables of one cardinality.
+
+        Args:
+            names: the variables.
+            without: leave the messages of this step out.
+            before: only messages of steps before this one.
+        """
         total = self.tables.evidence(names)
-        rounds: dict[
-            tuple[int, int], list[int]
-        ] = {}  # (step or first step of a run, nth message) -> places in it
-        for i, name in enumerate(names):
-            count: dict[int, int] = {}
-            for step, place in self.plan.below[name]:
-                found = self.scan(step)
-                if step == without or (found is None and self._messages[step] is None):
-                    continue
-                source, place = (step, place) if found is None else (found[0].run.start, found[1])
-                nth = count[source] = count.get(source, -1) + 1
-                rounds.setdefault((source, nth), [-1] * len(names))[i] = place
-        for (source, _), places in rounds.items():
+        for source, places in _sources(self.plan, names, without, before, self.scanning):
             whole = self.scans[source].messages if source in self.scans else self.message(source)
             total = total + gathered(whole, places)
         return total
@@ -135,9 +133,29 @@ class Upward:
         return parts.to(tables.dtype)
 
 
-def gathered(whole: Tensor, places: list[int]) -> Tensor:
+@lru_cache(maxsize=256)
+def _sources(
+    plan: ContractionPlan, names: tuple[str, ...], without: int | None, before: int | None, scanning: bool
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Where the messages to some variables come from: (step, or first step of a run) and each one's place in it.
+
+    The place is -1 for a variable without such a message; a step comes twice if a variable gets two messages of it.
+    """
+    rounds: dict[tuple[int, int], list[int]] = {}
+    for i, name in enumerate(names):
+        count: dict[int, int] = {}
+        for step, place in plan.below[name]:
+            if step == without or (before is not None and step >= before):
+                continue
+            source, place = plan.run_of.get(step, (step, place)) if scanning else (step, place)
+            nth = count[source] = count.get(source, -1) + 1
+            rounds.setdefault((source, nth), [-1] * len(names))[i] = place
+    return tuple((source, tuple(places)) for (source, _), places in rounds.items())
+
+
+def gathered(whole: Tensor, places: tuple[int, ...]) -> Tensor:
     """Messages (batch, messages, n) at these places, 0 where the place is -1."""
-    if places[0] >= 0 and places == list(range(places[0], places[0] + len(places))):
+    if places[0] >= 0 and places == tuple(range(places[0], places[0] + len(places))):
         return whole[:, places[0] : places[0] + len(places)]
     if -1 in places:
         whole = torch.cat((whole, torch.zeros_like(whole[:, :1])), dim=1)
@@ -157,17 +175,23 @@ def upward(tables: Tables) -> tuple[Upward, Tensor]:
     Raises:
         PotentialsError: the log-potentials hold NaN or +inf; the message names the key.
     """
-    result = Upward(tables, LogSemiring(fast=True))
-    total = result.log_partition()
-    if not (result.semiring.safe() and _finite(total)):
-        result = Upward(tables, LogSemiring(fast=False))
+    for semiring in _attempts(tables.plan):
+        result = Upward(tables, semiring)
         total = result.log_partition()
-        if not _finite(total):
-            raise PotentialsError(
-                f"log_potentials must be finite or -inf: {tables.bad_entries()}. "
-                "-inf means impossible; replace NaN and +inf before the call"
-            )
+        if semiring.safe() and _finite(total):
+            return result, total
+    if not _finite(total):
+        raise PotentialsError(
+            f"log_potentials must be finite or -inf: {tables.bad_entries()}. "
+            "-inf means impossible; replace NaN and +inf before the call"
+        )
     return result, total
+
+
+def _attempts(plan: ContractionPlan) -> list[LogSemiring]:
+    """The fast routes, fastest first, and log space, which is always right."""
+    often = [LogSemiring(fast=True, stride=1)] if plan.runs else []
+    return [LogSemiring(fast=True), *often, LogSemiring(fast=False)]
 
 
 def _finite(total: Tensor) -> bool:
@@ -227,7 +251,7 @@ class Downward:
         for (source, child), places in sources.items():
             scan = self._scans.get(source)
             whole = scan.messages if scan is not None else self.to_children(source, child)
-            total = total + gathered(whole, places)
+            total = total + gathered(whole, tuple(places))
         return total
 
     def _without_each(self, name: str) -> list[Tensor]:
@@ -268,6 +292,8 @@ class Downward:
     def run(self) -> None:
         """Messages to all inner variables, roots first, so that the lazy accessors never recurse along a deep tree."""
         for s in range(len(self.plan.steps) - 1, -1, -1):
+            if self.scan(s) is not None:
+                continue
             for c in range(len(self.plan.steps[s].shape) - 1):
                 if any(self.plan.below[m.children[c]] for m in self.plan.steps[s].messages):
                     self.to_children(s, c)
@@ -313,12 +339,11 @@ class Downward:
 
 def outside(up: Upward, query: Callable[[Downward], T]) -> T:
     """Run a query on the downward pass, fast where provably safe, otherwise again in log space."""
-    fast = LogSemiring(fast=getattr(up.semiring, "fast", False))
-    down = Downward(up, fast)
-    down.run()
-    result = query(down)
-    if fast.safe():
-        return result
-    down = Downward(up, LogSemiring(fast=False))
-    down.run()
-    return query(down)
+    semirings = _attempts(up.plan) if getattr(up.semiring, "fast", False) else [LogSemiring(fast=False)]
+    for semiring in semirings:
+        down = Downward(up, semiring)
+        down.run()
+        result = query(down)
+        if semiring.safe():
+            break
+    return result
