@@ -43,7 +43,9 @@ class UpScan:
         top = torch.where(torch.isfinite(top), top, 0.0)
         batch = max(self.base.shape[0], self.tables[0].log.shape[0]) if self.base.shape[0] else 0
         self.rows = (self.base - top).exp().expand(batch, -1, -1).unbind(1)
-        linear = [t.linear[0, 0].contiguous() if t.linear.shape[0] == 1 else t.linear[:, 0] for t in self.tables]
+        linear = [
+            t.linear[0, 0].contiguous() if t.linear.shape[0] == 1 else t.linear[:, 0] for t in self.tables
+        ]
         self.linear = linear * self.steps if self.shared else linear
         self.a, self.o, self.scaled = list[Tensor](), list[Tensor](), list[Tensor]()
         a, stride = self.rows[0], semiring.stride
@@ -87,7 +89,9 @@ class DownScan:
         top = log.detach().amax(-1, keepdim=True)
         e = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
         back = [t.transpose(-1, -2) for t in (up.linear[:1] if up.shared else up.linear)]
-        back = [t.contiguous() if t.dim() == 2 else t for t in back]  # a row times a table is fastest like this
+        back = [
+            t.contiguous() if t.dim() == 2 else t for t in back
+        ]  # a row times a table is fastest like this
         es, ds, scaled = list[Tensor](), list[Tensor](), list[Tensor]()
         for k in range(up.steps - 1, -1, -1):
             if len(es) % semiring.stride == 0:
