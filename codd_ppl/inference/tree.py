@@ -13,7 +13,7 @@ from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
-from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.tables import StepTable, Tables, picked
 
 T = TypeVar("T")
 
@@ -155,11 +155,10 @@ def _sources(
 
 def gathered(whole: Tensor, places: tuple[int, ...]) -> Tensor:
     """Messages (batch, messages, n) at these places, 0 where the place is -1."""
-    if places[0] >= 0 and places == tuple(range(places[0], places[0] + len(places))):
-        return whole[:, places[0] : places[0] + len(places)]
     if -1 in places:
         whole = torch.cat((whole, torch.zeros_like(whole[:, :1])), dim=1)
-    return whole[:, torch.tensor(places, device=whole.device)]
+        places = tuple(whole.shape[1] - 1 if p == -1 else p for p in places)
+    return picked(whole, places)
 
 
 def _by_batch(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -199,10 +198,24 @@ def _finite(total: Tensor) -> bool:
 
 
 class Downward:
-    """Roots to leaves: for every factor the outside message at its parent; for every child the message to it."""
+    """Roots to leaves: for every factor the outside message at its parent; for every child the message to it.
 
-    def __init__(self, up: Upward, semiring: LogSemiring) -> None:
+    Args:
+        up: the upward pass.
+        semiring: fast or not.
+        wanted: names of the factors whose marginals will be asked for.
+        weight: of each batch element in these marginals, None: 1.
+    """
+
+    def __init__(
+        self,
+        up: Upward,
+        semiring: LogSemiring,
+        wanted: frozenset[str] = frozenset(),
+        weight: Tensor | None = None,
+    ) -> None:
         self.up, self.plan, self.tables, self.semiring = up, up.plan, up.tables, semiring
+        self.wanted, self.weight = wanted, weight
         self.fast = semiring.fast
         self._outside: dict[str, list[Tensor]] = {}
         self._to_children: dict[tuple[int, int], Tensor] = {}
@@ -217,7 +230,8 @@ class Downward:
         run = found[0].run
         if run.start not in self._scans:
             last = self._outer_of(run.stop - 1)[:, 0]
-            self._scans[run.start] = DownScan(found[0], last, self.semiring)
+            edges = not self.wanted.isdisjoint(self.plan.run_factors[run.start])
+            self._scans[run.start] = DownScan(found[0], last, self.semiring, edges, self.weight)
         return self._scans[run.start], found[1]
 
     def outer(self, index: int) -> Tensor:
@@ -305,6 +319,14 @@ class Downward:
         """
         return log_normalized(self._from_above(names, self.up.stacked(names)), -1)
 
+    def probabilities(self, names: tuple[str, ...]) -> Tensor:
+        """Marginals of variables of one cardinality, (batch or 1, len(names), cardinality); 0 where infeasible."""
+        found = _on_one_run(self.plan, names) if self.fast else None
+        scan = None if found is None else self.scan(found[0])
+        if found is None or scan is None:
+            return self.marginal(names).exp()
+        return picked(scan[0].marginals, found[1])
+
     def weights(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Children's and parent's linear weights whose outer product with the linear table is the factor marginal.
 
@@ -337,11 +359,32 @@ class Downward:
         return log if message is None else log[:, 0]
 
 
-def outside(up: Upward, query: Callable[[Downward], T]) -> T:
-    """Run a query on the downward pass, fast where provably safe, otherwise again in log space."""
+@lru_cache(maxsize=256)
+def _on_one_run(plan: ContractionPlan, names: tuple[str, ...]) -> tuple[int, tuple[int, ...]] | None:
+    """First step of the run that holds all of these variables, and their places on it."""
+    for run in plan.runs:
+        places = {name: i for i, name in enumerate(run.variables)}
+        if all(name in places for name in names):
+            return run.start, tuple(places[name] for name in names)
+    return None
+
+
+def outside(
+    up: Upward,
+    query: Callable[[Downward], T],
+    wanted: frozenset[str] = frozenset(),
+    weight: Tensor | None = None,
+) -> T:
+    """Run a query on the downward pass, fast where provably safe, otherwise again in log space.
+
+    Args:
+        up: the upward pass.
+        query: reads its result off the downward pass.
+        wanted, weight: as in :class:`Downward`.
+    """
     semirings = _attempts(up.plan) if getattr(up.semiring, "fast", False) else [LogSemiring(fast=False)]
     for semiring in semirings:
-        down = Downward(up, semiring)
+        down = Downward(up, semiring, wanted, weight)
         down.run()
         result = query(down)
         if semiring.safe():
