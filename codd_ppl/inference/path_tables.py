@@ -43,6 +43,7 @@ class PathTables:
         self.gauge: Tensor | None = None
         self.scales: Tensor | None = None
         self.linear: list[Tensor] = []
+        self._rows: Tensor | None = None
         self._first, self._ahead, self._behind = -1, list[Tensor](), list[Tensor]()
         if self.shared:
             log, self.kept = self.logs[0], True
@@ -67,6 +68,23 @@ class PathTables:
         """Its transpose."""
         place = self._place(k)
         return self._behind[place]
+
+    def rows(self, k: int, values: Tensor) -> Tensor:
+        """Rows of step k for given values of the parent, (draws, batch) -> (draws, batch, child)."""
+        if self.shared and self.batch == 1:
+            if self._rows is None:
+                self._rows = self._behind[0].contiguous()
+            return self._rows.index_select(0, values.flatten()).reshape(*values.shape, -1)
+        kept = self.linear[0] if self.kept else None
+        table = self.logs[k] if kept is None else kept if self.shared else kept[:, k]
+        if table.shape[0] == 1:
+            row = table[0].T.index_select(0, values.flatten()).reshape(*values.shape, -1)
+        else:
+            row = table.transpose(1, 2)[torch.arange(table.shape[0], device=values.device), values]
+        if not self.kept:
+            assert self.scales is not None
+            row = (row - self.scales[:, k, None]).exp()
+        return row
 
     def _place(self, k: int) -> int:
         if self.shared:

@@ -107,6 +107,24 @@ class UpScan:
         own = self.base[:, k : k + 1]
         return own if k == 0 else own + self.o[k - 1].log().reshape(-1, 1, own.shape[-1])
 
+    def draw(self, last: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Values of the run's children given its last parent's: (draws, batch) -> (steps, draws, batch).
+
+        p(c | p) is proportional to a_k(c) P_k(c, p): one gathered row a step, and its cumulative sum inverted.
+        """
+        draws, batch = last.shape
+        uniform = torch.rand(
+            (self.steps, draws, batch, 1), generator=generator, dtype=torch.float64, device=last.device
+        )
+        # The largest uniform number is 1 - 2^-53; a little less keeps its product with a sum below that sum.
+        targets, value = (uniform * (1 - 2**-50)).unbind(0), last
+        a, found = self.a.reshape(self.steps, -1, self.a.shape[-1]).unbind(0), [last] * self.steps
+        for k in range(self.steps - 1, -1, -1):
+            weights = self.path.rows(k, value).mul_(a[k]).cumsum(-1, dtype=torch.float64)
+            target = targets[k] * weights[..., -1:]
+            found[k] = value = torch.searchsorted(weights, target, right=True)[..., 0]
+        return torch.stack(found)
+
 
 class DownScan:
     """Messages along a run away from the root, e_k = outside of step k's parent times its scale, d_k = P_k e_k.
@@ -157,10 +175,11 @@ class DownScan:
                 multiply(e[k], path.back(k), out=d[k])
                 if into is not None:
                     share = up.a[k] / (up.a[k] * d[k]).sum(-1, keepdim=True)
+                    share = share.reshape(into.shape[0], -1, 1)
                     if weight is not None:
                         share = share * weight[:, None, None]
                     edge = path.edge(into, k)
-                    torch.mul(path.table(k), share.transpose(1, 2), out=edge).mul_(e[k])
+                    torch.mul(path.table(k), share, out=edge).mul_(e[k].reshape(into.shape[0], 1, -1))
             self.edges = into
         else:
             each, out = [first] * steps, [first] * steps

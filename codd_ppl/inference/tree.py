@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables, picked
@@ -37,18 +38,23 @@ class Upward:
         self.tables, self.plan, self.semiring = tables, tables.plan, semiring
         steps = len(self.plan.steps)
         self.offsets: dict[int, Tensor] = {}
-        self.scans: dict[int, UpScan] = {}
+        self.scans: dict[int, UpScan | MaxScan] = {}
         self._messages: list[Tensor | None] = [None] * steps
         self._children: list[list[Tensor] | None] = [None] * steps
         self._slices: dict[int, tuple[Tensor, ...]] = {}
-        self.scanning = isinstance(semiring, LogSemiring) and semiring.fast and bool(self.plan.runs)
+        self.scanning = bool(self.plan.runs) and (isinstance(semiring, MaxSemiring) or semiring.fast)
         runs = {run.start: run for run in self.plan.runs} if self.scanning else {}
         index = 0
         while index < steps:
-            if index in runs and isinstance(semiring, LogSemiring):
+            if index in runs:
                 run = runs[index]
                 base = self.stacked(run.variables[:-1], before=index)
-                self.scans[index] = scan = UpScan(tables, run, base, semiring)
+                scan = (
+                    MaxScan(tables, run, base)
+                    if isinstance(semiring, MaxSemiring)
+                    else UpScan(tables, run, base, semiring)
+                )
+                self.scans[index] = scan
                 self.offsets[index] = scan.offset
                 index = run.stop
                 continue
@@ -59,7 +65,7 @@ class Upward:
             self.offsets[index] = offset
             index += 1
 
-    def scan(self, index: int) -> tuple[UpScan, int] | None:
+    def scan(self, index: int) -> tuple[UpScan | MaxScan, int] | None:
         """The scan that runs a step, with the step's place in it; None where no scan does."""
         where = self.plan.run_of.get(index)
         return None if where is None or where[0] not in self.scans else (self.scans[where[0]], where[1])
@@ -227,12 +233,14 @@ class Downward:
         found = self.up.scan(index) if self.fast else None
         if found is None:
             return None
-        run = found[0].run
+        up, place = found
+        assert isinstance(up, UpScan)
+        run = up.run
         if run.start not in self._scans:
             last = self._outer_of(run.stop - 1)[:, 0]
             edges = not self.wanted.isdisjoint(self.plan.run_factors[run.start])
-            self._scans[run.start] = DownScan(found[0], last, self.semiring, edges, self.weight)
-        return self._scans[run.start], found[1]
+            self._scans[run.start] = DownScan(up, last, self.semiring, edges, self.weight)
+        return self._scans[run.start], place
 
     def outer(self, index: int) -> Tensor:
         """What the parents of a step believe without that step's own messages, (batch, messages, parent)."""
