@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codd_ppl.inference.scan import DownScan
 from codd_ppl.inference.tables import Key, picked
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Downward
 
 __all__ = ["expected", "factor_counts"]
@@ -149,7 +150,7 @@ def _step_counts(
     """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
     step, table = down.plan.steps[index], down.tables.step(index)
     everything = len(where) == len(step.messages)
-    if len(step.shape) == 2:
+    if len(step.shape) == 2 and not transforming():
         child, parent, largest = down.weights(index)
         if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
             child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])

@@ -14,12 +14,14 @@ from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.inference.tree import Downward, Upward, outside, upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
 
 
+@eager
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """log Z = log sum_x prod_f psi_f(x_f), exactly.
 
@@ -40,6 +42,10 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     """
     if plan.route == "chain scan" and chain.usable(tables := Tables(plan, log_potentials)):
         return chain.log_partition(tables)
+    if transforming():
+        tables = Tables(plan, log_potentials)
+        _, total = upward(tables)
+        return total.expand(tables.batch).reshape(tables.batch_shape)
     result: Tensor = _LogPartition.apply(plan, tuple(log_potentials), *log_potentials.values())
     return result
 
@@ -73,6 +79,7 @@ class _LogPartition(torch.autograd.Function):
         return (None, None, *(counts.get(k) for k in ctx.keys))
 
 
+@eager
 def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
     """Exact marginals by one upward and one downward pass (differentiable).
 
@@ -113,6 +120,7 @@ def _unflatten(tables: Tables, value: Tensor) -> Tensor:
     return value.expand(tables.batch, *event).reshape(*tables.batch_shape, *event)
 
 
+@eager
 def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the joint distribution of **all** variables, latents included.
 

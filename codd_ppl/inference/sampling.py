@@ -15,6 +15,7 @@ from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import UpScan
 from codd_ppl.inference.semirings import MaxSemiring
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.inference.tree import Upward, upward
 from codd_ppl.typing import Int, LogPotentials
 
@@ -41,6 +42,7 @@ def categorical(
     return found[..., 0] if draws is None else found
 
 
+@eager
 def sample(
     plan: ContractionPlan,
     log_potentials: LogPotentials,
@@ -81,6 +83,7 @@ def sample(
         return {name: torch.cat([part[name] for part in slices]).reshape(shape) for name in plan.variable}
 
 
+@eager
 def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[Tensor, "*batch"]]:
     """A most probable joint assignment of all variables, latents included (max-product; Viterbi on chains).
 
@@ -95,7 +98,7 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
         tables = Tables(plan, log_potentials)
         up = Upward(tables, MaxSemiring())
         total = up.log_partition()  # of the roots' best scores: finite unless infeasible
-        if bool((~(total < torch.inf)).any()):
+        if not transforming() and bool((~(total < torch.inf)).any()):
             raise PotentialsError(f"log_potentials must be finite or -inf: {tables.bad_entries()}")
         require_feasible(tables, total)
         best = _decode(up, 1, lambda log, n: log.argmax(-1, keepdim=True).expand(*log.shape[:-1], n), _path)

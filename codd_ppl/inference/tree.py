@@ -15,6 +15,7 @@ from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables, picked
+from codd_ppl.inference.transforms import transforming
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Upward:
         self._children: list[list[Tensor] | None] = [None] * steps
         self._slices: dict[int, tuple[Tensor, ...]] = {}
         self.scanning = bool(self.plan.runs) and (isinstance(semiring, MaxSemiring) or semiring.fast)
+        self.scanning = self.scanning and not transforming()
         runs = {run.start: run for run in self.plan.runs} if self.scanning else {}
         index = 0
         while index < steps:
@@ -195,12 +197,14 @@ def upward(tables: Tables) -> tuple[Upward, Tensor]:
 
 def _attempts(plan: ContractionPlan) -> list[LogSemiring]:
     """The fast routes, fastest first, and log space, which is always right."""
+    if transforming():
+        return [LogSemiring(fast=False)]
     often = [LogSemiring(fast=True, stride=1)] if plan.runs else []
     return [LogSemiring(fast=True), *often, LogSemiring(fast=False)]
 
 
 def _finite(total: Tensor) -> bool:
-    return bool((total < torch.inf).all())
+    return transforming() or bool((total < torch.inf).all())
 
 
 class Downward:
