@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from codd_ppl.typing import Float, Int, LogPotentials
 
 __all__ = ["add_evidence", "condition", "known_names", "observed_values"]
 
+Evidence = Mapping[str, Tensor] | Mapping[tuple[str, ...], Tensor] | Mapping[Key, Tensor]
+
 
 def condition(
     plan: ContractionPlan,
     log_potentials: LogPotentials,
-    hard: Mapping[Key, Int[Tensor, "..."]] | None = None,
-    soft: Mapping[Key, Float[Tensor, "..."]] | None = None,
+    hard: Evidence | None = None,
+    soft: Evidence | None = None,
 ) -> dict[Key, Float[Tensor, "..."]]:
     """Log-potentials of the distribution given evidence; every query takes them.
 
@@ -45,7 +47,9 @@ def condition(
     result: dict[Key, Tensor] = dict(log_potentials)
     singles: dict[int, dict[str, Tensor]] = {}
     stacks: list[tuple[tuple[str, ...], Tensor]] = []
-    for key, values in (hard or {}).items():
+    observed: Iterable[tuple[Key, Tensor]] = (hard or {}).items()
+    likely: Iterable[tuple[Key, Tensor]] = (soft or {}).items()
+    for key, values in observed:
         names, size = _scope(plan, key, "hard evidence")
         values = observed_values(f"hard[{key!r}]", values, size, lowest=-1)
         if isinstance(key, str):
@@ -65,7 +69,7 @@ def condition(
         other = (values[..., None] >= 0) & (values[..., None] != each)
         clamped = torch.zeros((), dtype=tables.dtype, device=values.device).masked_fill(other, -torch.inf)
         result = add_evidence(plan, result, names, clamped)
-    for key, likelihood in (soft or {}).items():
+    for key, likelihood in likely:
         names, size = _scope(plan, key, "soft evidence")
         event = (size,) if isinstance(key, str) else (len(names), size)
         if not likelihood.is_floating_point() or tuple(likelihood.shape[-len(event) :]) != event:

@@ -145,10 +145,10 @@ class _Lists:
                 value, rank = state[message.parent]
                 known = self.belief(message.parent).ranks
                 assert known is not None
-                place = self.plan.below[message.parent].index((index, g))
+                slot = self.plan.below[message.parent].index((index, g))
                 # Lists of a step are padded to one length; what is chosen from the padding is impossible.
                 rank = rank.clamp(max=known.shape[-1] - 1)
-                own = known.expand(batch, *known.shape[1:])[rows, place, value, rank]
+                own = known.expand(batch, *known.shape[1:])[rows, slot, value, rank]
                 own = own.clamp(max=choice.shape[-1] - 1)
                 at = g if choice.shape[1] > 1 else 0
                 picked = choice.expand(batch, *choice.shape[1:])[rows, at, value, own]

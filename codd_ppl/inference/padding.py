@@ -17,7 +17,7 @@ from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["lengths", "pad", "unpad"]
 
-Active = Tensor | Mapping[Key, Tensor]
+Active = Tensor | Mapping[str, Tensor] | Mapping[tuple[str, ...], Tensor] | Mapping[Key, Tensor]
 
 
 def pad(
@@ -234,7 +234,8 @@ def _mask(plan: ContractionPlan, active: Active, batch: tuple[int, ...], device:
         expected = {what: len(names)}
     else:
         masks, expected = {}, {}
-        for key, value in active.items():
+        given: Iterable[tuple[Key, Tensor]] = active.items()
+        for key, value in given:
             names = known_names(plan, key if isinstance(key, tuple) else (key,), what)
             value = value if isinstance(key, tuple) or not isinstance(value, Tensor) else value[..., None]
             masks[f"active[{key!r}]"], expected[f"active[{key!r}]"] = (
