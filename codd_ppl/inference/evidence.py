@@ -12,7 +12,7 @@ from codd_ppl.errors import GraphError, PotentialsError, ShapeError
 from codd_ppl.inference.tables import Key, Tables
 from codd_ppl.typing import Float, Int, LogPotentials
 
-__all__ = ["add_evidence", "condition", "known_names", "observed_values"]
+__all__ = ["add_evidence", "condition", "known_names", "observed_values", "used"]
 
 Evidence = Mapping[str, Tensor] | Mapping[tuple[str, ...], Tensor] | Mapping[Key, Tensor]
 
@@ -114,6 +114,15 @@ def add_evidence(
             evidence if alike else evidence[..., torch.tensor(where, device=evidence.device), :]
         )
     return result
+
+
+def used(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Tensor]:
+    """The log-potentials without ties' tables that no factor takes, as each has its own."""
+    return {
+        key: value
+        for key, value in log_potentials.items()
+        if key not in plan.ties or any(n == key or n not in log_potentials for n in plan.ties[str(key)])
+    }
 
 
 def known_names(plan: ContractionPlan, names: Sequence[str], what: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.evidence import used
 from codd_ppl.inference.queries import marginals
 from codd_ppl.inference.tables import Key, Tables
 from codd_ppl.typing import Float, LogPotentials
@@ -47,7 +48,7 @@ def expectation(
         total = part if total is None else total + part
     tables = Tables(plan, log_potentials)
     if total is None:
-        marginals(plan, log_potentials)
+        marginals(plan, used(plan, log_potentials))
         return torch.zeros(tables.batch_shape, dtype=tables.dtype, device=tables.device)
     shape = torch.broadcast_shapes(total.shape, tables.batch_shape)
     return total.to(torch.promote_types(tables.dtype, given.dtype)).expand(shape)
@@ -82,6 +83,7 @@ def _weights(plan: ContractionPlan, log_potentials: LogPotentials, given: Tables
             for name in plan.ties[tie] if tie is not None else ():
                 if plan.factor[name].order > 1 and name not in own and tie in own:
                     own[name] = own[tie]
+    own = used(plan, own)
     found = marginals(plan, own)
     weights: dict[Key, Tensor] = {}
     for key in given.raw:

@@ -11,7 +11,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import GraphError, ShapeError
 from codd_ppl.graphs import Factor
-from codd_ppl.inference.evidence import add_evidence, known_names, observed_values
+from codd_ppl.inference.evidence import add_evidence, known_names, observed_values, used
 from codd_ppl.inference.tables import Key, Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
@@ -96,7 +96,7 @@ def pad(
         names = tuple(name for name in group if name in needed)
         if names:
             result = add_evidence(plan, result, names, _evidence(plan, names, on, constants, parts))
-    return result
+    return used(plan, result)
 
 
 def _evidence(
@@ -172,7 +172,8 @@ def unpad(
             clean[key] = torch.stack([clean[name] for name in key], -2)
         elif key not in plan.variable:
             factors = sources.get(key, [])
-            total = found[key] if key in plan.ties else torch.zeros_like(found[key])
+            zero = torch.zeros(*on.shape[:-1], *tables.shapes[key], dtype=tables.dtype, device=on.device)
+            total = found[key] if key in plan.ties and key in padded else zero
             for factor in factors:
                 inside, order = on[..., _places(plan, factor.scope)], factor.order
                 touched = ~inside.all(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import IntractableError, ShapeError
-from codd_ppl.inference.evidence import condition, known_names, observed_values
+from codd_ppl.inference.evidence import condition, known_names, observed_values, used
 from codd_ppl.inference.queries import log_partition
 from codd_ppl.inference.sampling import mode
 from codd_ppl.inference.tables import Key, Tables
@@ -62,7 +62,8 @@ def marginal(
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tables.raw.values())
     # Marginals are gradients. Under no_grad and inference_mode they are asked for all the same, of tensors of our own.
     with torch.inference_mode(False), torch.enable_grad():
-        own = dict(log_potentials) if differentiable else {k: _detached(t) for k, t in tables.raw.items()}
+        own = tables.raw if differentiable else {k: _detached(t) for k, t in tables.raw.items()}
+        own = used(plan, own)
         scope = _covering(plan, tables, names)
         if scope is not None:
             total, joint = _of_factor(plan, own, tables, scope, differentiable)
@@ -108,7 +109,7 @@ def _of_factor(
         *tables.batch_shape, *cards, dtype=tables.dtype, device=tables.device, requires_grad=True
     )
     table = own[name if name in own else str(factor.tie)]
-    total = log_partition(plan, {**own, name: table + probe})
+    total = log_partition(plan, used(plan, {**own, name: table + probe}))
     (joint,) = torch.autograd.grad(total.sum(), probe, create_graph=differentiable)
     return (total, joint) if differentiable else (total.detach(), joint)
 

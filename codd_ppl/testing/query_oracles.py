@@ -44,7 +44,7 @@ def brute_marginal(
         index = index * cards[name] + values[name]
     table = probabilities.new_zeros(*probabilities.shape[:-1], math.prod(cards[name] for name in names))
     table = table.index_add(-1, index, probabilities)
-    return table.reshape(*table.shape[:-1], *(cards[name] for name in names))
+    return table.reshape((*table.shape[:-1], *(cards[name] for name in names)))
 
 
 def brute_log_prob(
