@@ -36,12 +36,13 @@ class UpScan:
     def __init__(self, tables: Tables, run: Run, base: Tensor, semiring: LogSemiring) -> None:
         self.run, self.tables = run, tables.run(run)
         self.steps, self.shared = run.stop - run.start, len(self.tables) == 1
-        scales = torch.cat([t.scale for t in self.tables], dim=1)
+        scales = torch.cat(torch.broadcast_tensors(*(t.scale for t in self.tables)), dim=1)
         carried = base[:, 1:] + (scales if self.shared else scales[:, :-1])
         self.base = torch.cat((base[:, :1].expand(carried.shape[0], -1, -1), carried), dim=1)
         top = self.base.detach().amax(-1, keepdim=True)
         top = torch.where(torch.isfinite(top), top, 0.0)
-        batch = max(self.base.shape[0], self.tables[0].log.shape[0]) if self.base.shape[0] else 0
+        batches = {self.base.shape[0], *(t.log.shape[0] for t in self.tables)}
+        batch = 0 if 0 in batches else max(batches)
         self.rows = (self.base - top).exp().expand(batch, -1, -1).unbind(1)
         linear = [
             t.linear[0, 0].contiguous() if t.linear.shape[0] == 1 else t.linear[:, 0] for t in self.tables
@@ -72,7 +73,9 @@ class UpScan:
     @cached_property
     def messages(self) -> Tensor:
         """All of them, (batch or 1, steps, n)."""
-        return torch.stack(self.o, dim=1).log() + torch.cat([t.scale for t in self.tables], dim=1)
+        return torch.stack(self.o, dim=1).log() + torch.cat(
+            torch.broadcast_tensors(*(t.scale for t in self.tables)), dim=1
+        )
 
     def child(self, k: int) -> Tensor:
         """What the child of step k believes, (batch or 1, 1, n)."""
@@ -88,6 +91,8 @@ class DownScan:
         log = outer + up.tables[-1].scale[:, 0]
         top = log.detach().amax(-1, keepdim=True)
         e = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
+        if e.shape[0] == 1:  # the root may lack the batch dimension that the path has
+            e = e.expand(up.rows[0].shape[0], -1)
         back = [t.transpose(-1, -2) for t in (up.linear[:1] if up.shared else up.linear)]
         back = [
             t.contiguous() if t.dim() == 2 else t for t in back
