@@ -2,10 +2,10 @@
 
 from codd_ppl.inference.divergence import cross_entropy, kl
 from codd_ppl.inference.evidence import condition
-from codd_ppl.inference.expectation import expectation
-from codd_ppl.inference.k_best import k_best
+from codd_ppl.inference.expectations import expectation
 from codd_ppl.inference.padding import lengths, pad, unpad
 from codd_ppl.inference.queries import entropy, log_partition, log_score, marginals
+from codd_ppl.inference.ranking import k_best
 from codd_ppl.inference.sampling import mode, sample
 from codd_ppl.inference.subsets import log_prob, marginal
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
-from codd_ppl.inference.expectation import expectation
+from codd_ppl.inference.expectations import expectation
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.queries import entropy, log_partition
 from codd_ppl.inference.semirings import safe_logsumexp
