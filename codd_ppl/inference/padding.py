@@ -31,7 +31,8 @@ def pad(
     padding: see :func:`unpad`. Gradients with respect to the log-potentials given here are those of the smaller graph.
 
     No table is copied for each batch element where that can be avoided. A table psi with at most one active variable a
-    acts on it like the evidence psi(x_a, 0); evidence 1 / psi(x_a, 0) takes that back. Tables are copied and masked,
+    acts on it like the evidence psi(x_a, 0); evidence 1 / psi(x_a, 0) takes that back (to rounding of the size of
+    log psi(x_a, 0)). Tables are copied and masked,
     at (batch x entries) for each factor that is touched somewhere (and one more copy of a tied table for each other
     factor of the same step), only where this doesn't work: psi(x_a, 0) holds -inf, or two variables of the scope
     of a touched factor of order 3 or more are active. (A step along a left-to-right chain of states is the usual case
@@ -174,20 +175,35 @@ def unpad(
             factors = sources.get(key, [])
             zero = torch.zeros(*on.shape[:-1], *tables.shapes[key], dtype=tables.dtype, device=on.device)
             total = found[key] if key in plan.ties and key in padded else zero
+            order = len(tables.shapes[key])
+            taken = [total.new_zeros(*on.shape[:-1], size) for size in tables.shapes[key]]
             for factor in factors:
-                inside, order = on[..., _places(plan, factor.scope)], factor.order
-                touched = ~inside.all(-1)
+                inside = on[..., _places(plan, factor.scope)]
+                touched, count = ~inside.all(-1), inside.sum(-1)
                 if factor.name in padded and (factor.name != key or key not in plan.ties):
                     total = total + torch.where(_wide(touched, order), 0.0, found[factor.name])
-                elif bool(touched.any()):
+                    continue
+                # A table that evidence took back: all but one of its variables are 0, and that one's marginal is known.
+                for axis, name in enumerate(factor.scope):
+                    alone = inside[..., axis] & (count == 1) | (count == 0 if axis == 0 else False)
+                    taken[axis] = taken[axis] + torch.where(
+                        alone[..., None] & touched[..., None], found[name], 0.0
+                    )
+                if bool(
+                    (touched & (count > 1)).any()
+                ):  # a masked copy: its variables are independent through it
                     joint = _outer([found[name] for name in factor.scope])
-                    total = total - torch.where(_wide(touched, order), joint, 0.0)
+                    total = total - torch.where(_wide(touched & (count > 1), order), joint, 0.0)
+            total = total.clone()
+            for axis in range(order):
+                row = _at_zero(total, order, axis)
+                row.copy_(row - taken[axis])
             clean[key] = total.clamp(min=0.0)
     return clean
 
 
 def _outer(marginals: list[Tensor]) -> Tensor:
-    """Product of (*batch, cardinality) marginals; at most one of them isn't a unit vector where it is used."""
+    """Product of (*batch, cardinality) marginals, (*batch, *cardinalities)."""
     result = marginals[0]
     for other in marginals[1:]:
         lead = other.dim() - 1
@@ -262,7 +278,7 @@ def _mask(plan: ContractionPlan, active: Active, batch: tuple[int, ...], device:
         ) from error
     result = torch.ones(*shape, len(plan.variables), dtype=torch.bool, device=device)
     for value, places in masks.values():
-        result[..., places] = result[..., places] & value
+        result[..., places] = result[..., places] & value.to(device)
     return result
 
 

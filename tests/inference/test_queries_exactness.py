@@ -8,6 +8,7 @@ import torch
 
 from codd_ppl import testing
 from codd_ppl.compiler import compile
+from codd_ppl.graphs import topologies
 from codd_ppl.inference import (
     condition,
     cross_entropy,
@@ -60,7 +61,7 @@ def batch_of(graph, tables):
     return testing.brute_log_partition(graph, tables).shape
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_marginal_of_any_subset(seed):
     graph, plan, tables, rng = case(seed)
     names = list(graph.variables)
@@ -73,7 +74,7 @@ def test_marginal_of_any_subset(seed):
         close(marginal(plan, tables, chosen), testing.brute_marginal(graph, tables, chosen))
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_log_prob_of_a_partial_assignment(seed):
     graph, plan, tables, rng = case(seed)
     names = list(graph.variables)
@@ -85,7 +86,7 @@ def test_log_prob_of_a_partial_assignment(seed):
     close(log_prob(plan, tables, given), log_score(plan, tables, given) - log_partition(plan, tables))
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_condition(seed):
     graph, plan, tables, rng = case(seed)
     copies = {key: table.clone() for key, table in tables.items()}
@@ -123,13 +124,13 @@ def assert_k_best(graph, plan, tables, k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 400])
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(40))
 def test_k_best(seed, k):
     graph, plan, tables, _ = case(seed)
     assert_k_best(graph, plan, tables, k)
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_divergences(seed):
     graph, plan, p, rng = case(seed, infinite=0.2)
     q = testing.random_log_potentials(graph, seed=seed, infinite=rng.choice([0.0, 0.2])) or uniform(graph)
@@ -142,7 +143,7 @@ def test_divergences(seed):
     close(cross_entropy(plan, p, p), entropy(plan, p))
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_expectation(seed):
     graph, plan, tables, rng = case(seed)
     batch = batch_of(graph, tables)
@@ -181,10 +182,20 @@ def plan_shape(graph, key):
     return (graph.variables[key].cardinality,) if factor is None else graph.shape(factor.name)
 
 
+def test_p_and_q_may_have_other_keys():
+    graph = topologies.hidden_markov(3, 3, 2)
+    plan, p = compile(graph), testing.random_log_potentials(graph, (2,))
+    q = {name: torch.randn(graph.shape(name), dtype=torch.float64) for name in graph.factors}
+    q["x0", "x2"] = torch.randn(2, 3, dtype=torch.float64)
+    for a, b in [(p, q), (q, p)]:
+        close(kl(plan, a, b), testing.brute_kl(graph, a, b))
+        close(cross_entropy(plan, a, b), testing.brute_cross_entropy(graph, a, b))
+
+
 # -- derivatives -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_derivatives(seed):
     graph, plan, tables, rng = case(seed * 5, infinite=0.0, mixed=False)  # unbatched
     keys, names = list(tables), list(graph.variables)
@@ -194,8 +205,7 @@ def test_derivatives(seed):
     functions = {
         "marginal": lambda t: marginal(plan, t, chosen),
         "log_prob": lambda t: log_prob(plan, t, given),
-        "condition": lambda t: log_partition(plan, condition(plan, t, given, {names[0]: t[keys[0]].sum() * 0 + 1.0
-            * torch.ones(plan.variable[names[0]].cardinality, dtype=torch.float64)})),
+        "condition": lambda t: log_partition(plan, condition(plan, t, given)),
         "k_best": lambda t: k_best(plan, t, 3)[0].masked_fill(k_best(plan, t, 3)[0] == -INF, 0.0),
         "kl": lambda t: kl(plan, t, other) + kl(plan, other, t),
         "cross_entropy": lambda t: cross_entropy(plan, t, other) + cross_entropy(plan, other, t),
@@ -208,6 +218,18 @@ def test_derivatives(seed):
             return function(dict(zip(keys, values, strict=True)))
 
         assert torch.autograd.gradcheck(of_leaves, leaves, fast_mode=True), name
+
+
+def test_derivative_in_soft_evidence():
+    graph, plan, tables, _ = case(1, infinite=0.0)
+    name = next(iter(graph.variables))
+    likelihood = torch.randn(3, graph.variables[name].cardinality, dtype=torch.float64, requires_grad=True)
+
+    def function(soft):
+        given = condition(plan, tables, soft={name: soft})
+        return log_partition(plan, given), marginal(plan, given, list(graph.variables)[-2:])
+
+    assert torch.autograd.gradcheck(function, (likelihood,), fast_mode=True)
 
 
 def test_gradients_are_finite_where_something_is_impossible():
