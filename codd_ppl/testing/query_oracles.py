@@ -33,6 +33,14 @@ def _values(graph: FactorGraph) -> dict[str, Tensor]:
     return {variable.name: grid.flatten() for variable, grid in zip(graph, grids, strict=True)}
 
 
+def _expected(log_p: Tensor, value: Tensor) -> Tensor:
+    """E_p[value]: 0 where p is 0, and inf where value is inf and p is anything else, however small."""
+    counted = (log_p > -math.inf) & (value < math.inf)
+    forbidden = ((log_p > -math.inf) & (value == math.inf)).any(-1)
+    total = torch.where(counted, log_p.exp() * torch.where(counted, value, 0.0), 0.0).sum(-1)
+    return torch.where(forbidden, math.inf, total)
+
+
 def brute_marginal(
     graph: FactorGraph, log_potentials: LogPotentials, names: Sequence[str]
 ) -> Float[Tensor, "..."]:
@@ -87,7 +95,7 @@ def brute_cross_entropy(
 ) -> Float[Tensor, "*batch"]:
     """``- sum_x p(x) log q(x)`` in nats, ``0 log 0 = 0``."""
     log_p, log_q = (_log_probabilities(graph, t) for t in (p_log_potentials, q_log_potentials))
-    return -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_q).sum(-1)
+    return _expected(log_p, -log_q)
 
 
 def brute_kl(
@@ -95,7 +103,7 @@ def brute_kl(
 ) -> Float[Tensor, "*batch"]:
     """``sum_x p(x) (log p(x) - log q(x))`` in nats, ``+inf`` where p allows what q forbids."""
     log_p, log_q = (_log_probabilities(graph, t) for t in (p_log_potentials, q_log_potentials))
-    return torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+    return _expected(log_p, log_p - log_q)
 
 
 def brute_expectation(
