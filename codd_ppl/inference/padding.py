@@ -32,12 +32,15 @@ def pad(
 
     No table is copied for each batch element where that can be avoided. A table psi with at most one active variable a
     acts on it like the evidence psi(x_a, 0); evidence 1 / psi(x_a, 0) takes that back (to rounding of the size of
-    log psi(x_a, 0)). Tables are copied and masked,
-    at (batch x entries) for each factor that is touched somewhere (and one more copy of a tied table for each other
-    factor of the same step), only where this doesn't work: psi(x_a, 0) holds -inf, or two variables of the scope
-    of a touched factor of order 3 or more are active. (A step along a left-to-right chain of states is the usual case
-    of the first kind: start the states' numbers at the one that every state may move on to.) Tables of a factor's own
-    that have the batch dimension already are masked directly.
+    log psi(x_a, 0)). So a tied chain or hidden Markov model costs no more than evidence does. This fails, and a touched
+    factor gets a masked table of its own (batch x entries, and one plain copy of a tied table for each other factor of
+    the same step), only where
+
+    - psi(x_a, 0) holds -inf, as in a left-to-right chain whose states can't all move on to state 0 (give number 0 to
+      one that they all can); or
+    - a touched factor of order 3 or more has two active variables.
+
+    Tables of a factor's own that have the batch dimension already are masked directly.
 
     Args:
         plan, log_potentials: as in :func:`codd_ppl.inference.log_partition`; not modified.
@@ -57,10 +60,12 @@ def pad(
     on = _mask(plan, active, tables.batch_shape, tables.device)
     result: dict[Key, Tensor] = {}
     for key, value in log_potentials.items():
-        names = key if isinstance(key, tuple) else (key,) if key in plan.variable else ()
-        mask = on[..., _places(plan, names)]
-        mask = mask if isinstance(key, tuple) else mask[..., 0] if names else mask
-        result[key] = torch.where(mask[..., None], value, 0.0) if names and not bool(mask.all()) else value
+        result[key] = value
+        if isinstance(key, tuple) or key in plan.variable:
+            mask = on[..., _places(plan, key if isinstance(key, tuple) else (key,))]
+            if not bool(mask.all()):
+                mask = mask[..., None] if isinstance(key, tuple) else mask
+                result[key] = torch.where(mask, value, 0.0)
     parts: list[tuple[list[str], Tensor]] = []
     constants = torch.zeros(on.shape, dtype=tables.dtype, device=tables.device)
     for key, factors in _by_table(plan, log_potentials).items():
@@ -92,7 +97,7 @@ def pad(
     off = (~on).reshape(-1, len(plan.variables)).any(0).tolist()
     needed = {v.name for v, inactive in zip(plan.variables, off, strict=True) if inactive}
     # At least one piece of evidence, so that the result has the batch shape of the mask.
-    needed |= named or {plan.variables[0].name}
+    needed = needed | named or {plan.variables[0].name}
     for group in plan.by_cardinality:
         names = tuple(name for name in group if name in needed)
         if names:

@@ -298,3 +298,15 @@ def test_bad_input():
     strange.add_variable("word", 3)
     with pytest.raises(GraphError, match="x0"):
         lengths(compile(strange), torch.tensor(1))
+
+
+def test_padding_of_large_potentials_and_in_float32():
+    graph = topologies.chain(6, 3)
+    plan = compile(graph)
+    for dtype, scale, tolerance in [(torch.float64, 1e4, 1e-10), (torch.float32, 10.0, 1e-4)]:
+        edge = (scale * torch.randn(3, 3)).to(dtype)
+        padded = pad(plan, {"edge": edge}, lengths(plan, torch.arange(1, 7)))
+        for n in range(2, 7):
+            few = compile(topologies.chain(n, 3))
+            found, expected = log_partition(plan, padded)[n - 1], log_partition(few, {"edge": edge})
+            torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
