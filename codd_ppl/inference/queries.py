@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.inference import chain
+from codd_ppl.inference import chain, clique_queries, loopy
 from codd_ppl.inference.counts import expected, factor_counts
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.scores import log_score
@@ -38,6 +38,10 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     Raises:
         PotentialsError: unknown or missing key, wrong shape, NaN or +inf.
     """
+    if plan.junction is not None:
+        return clique_queries.log_partition(plan, log_potentials)
+    if plan.approximation is not None:
+        return loopy.log_partition(plan, log_potentials)
     if plan.route == "chain scan" and chain.usable(tables := Tables(plan, log_potentials)):
         return chain.log_partition(tables)
     result: Tensor = _LogPartition.apply(plan, tuple(log_potentials), *log_potentials.values())
@@ -83,6 +87,10 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
         PotentialsError: as in :func:`log_partition`.
         InfeasibleError: some batch element has no possible assignment.
     """
+    if plan.junction is not None:
+        return clique_queries.marginals(plan, log_potentials)
+    if plan.approximation is not None:
+        return loopy.marginals(plan, log_potentials)
     tables = Tables(plan, log_potentials)
     up, total = upward(tables)
     require_feasible(tables, total)
@@ -110,11 +118,15 @@ def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tenso
     """Entropy in nats of the joint distribution of **all** variables, latents included.
 
     H = sum over roots of H(root) + sum over factors of H(children | parent), exact on forests and free of
-    cancellation between large potentials.
+    cancellation between large potentials; with loops the same over the cliques.
 
     Raises:
         PotentialsError, InfeasibleError: as in :func:`marginals`.
+        IntractableError: the plan is an approximation.
     """
+    if plan.junction is not None:
+        return clique_queries.entropy(plan, log_potentials)
+    loopy.require_exact(plan, "entropy")
     tables = Tables(plan, log_potentials)
     up, total = upward(tables)
     require_feasible(tables, total)
