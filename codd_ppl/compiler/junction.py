@@ -184,9 +184,9 @@ def _too_large(graph: FactorGraph, clique: tuple[str, ...], sizes: dict[str, int
             f" A loop of the graph: {' - '.join(cycle[:12] + (['...'] if len(cycle) > 12 else [cycle[0]]))}."
         )
     return (
-        f"exact inference on this graph needs the joint table of the clique ({_few(clique)}) of {len(clique)} variables, "
-        f"{' x '.join(str(sizes[v]) for v in clique[:8])}{' x ...' if len(clique) > 8 else ''} = {count:,} entries = "
-        f"{4 * count:,} bytes per batch element in float32, more than memory_limit = {memory_limit:,}.{loop} "
+        f"exact inference on this graph needs the joint table of the clique ({_few(clique)}) of {len(clique)} "
+        f"variables, {' x '.join(str(sizes[v]) for v in clique[:8])}{' x ...' if len(clique) > 8 else ''} = {count:,} "
+        f"entries = {4 * count:,} bytes per batch element in float32, more than memory_limit = {memory_limit:,}.{loop} "
         "Use fewer states, or another topology with shorter loops (remove factors, or join the tokens through a latent "
         "chain or tree); raise memory_limit= if the memory is there; or ask for an approximation by name: "
         "compile(graph, approximate=LoopyBeliefPropagation())"
@@ -278,7 +278,8 @@ def _assemble(graph: FactorGraph, bags: list[_Bag], sizes: dict[str, int]) -> tu
         here |= {("evidence", v): (v,) for v in residual}
         here |= {("up", c): separators[c] for c in children[i]}
         above: dict[Term, tuple[str, ...]] = here if parents[i] < 0 else here | {("down", i): separators[i]}
-        own: list[Term] = [("factor", f) for f in factors[i]] + [("evidence", v) for v in residual]
+        own: list[Term] = [("factor", f) for f in factors[i]]
+        own += [("evidence", v) for v in residual]
         cliques.append(
             Clique(
                 names,

@@ -2,14 +2,15 @@
 
 Every factor f sends every variable v of its scope
 
-    m_fv(x_v) = sum over the rest of psi_f(x_f) prod_{u in f, u != v} n_uf(x_u),    n_vf(x_v) = e_v(x_v) prod_{g != f} m_gv(x_v),
+    m_fv(x_v) = sum over the rest of psi_f(x_f) prod_{u in f, u != v} n_uf(x_u)
+    n_vf(x_v) = e_v(x_v) prod_{g != f} m_gv(x_v)
 
 all at once, round after round (Pearl 1988; Murphy, Weiss and Jordan 1999). At the end
 
     log Z_Bethe = sum_f log Z_f + sum_v log Z_v - sum_{(f, v)} log Z_fv
 
-with Z_f = sum psi_f prod n_vf, Z_v = sum e_v prod m_fv and Z_fv = sum m_fv n_vf (Yedidia, Freeman and Weiss 2005; Heskes
-2003), exact on forests. Only torch operations on the way, so gradients go through the rounds.
+with Z_f = sum psi_f prod n_vf, Z_v = sum e_v prod m_fv and Z_fv = sum m_fv n_vf (Yedidia, Freeman and Weiss 2005),
+exact on forests. Only torch operations on the way, so gradients go through the rounds.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def require_exact(plan: ContractionPlan, query: str) -> None:
     if plan.approximation is None:
         return
     instead = {
-        "mode": "for the most probable value of each variable alone take marginals(plan, log_potentials)[name].argmax(-1)",
+        "mode": "for the best value of each variable alone take marginals(plan, log_potentials)[name].argmax(-1)",
         "sample": "beliefs belong to no joint distribution that could be drawn from",
         "entropy": "beliefs belong to no joint distribution that would have one",
     }.get(query, "only log_partition, marginals and log_score are defined here")
@@ -125,8 +126,8 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
     dead = (result.log_partition == -torch.inf).nonzero().tolist()
     if dead:
         raise InfeasibleError(
-            f"batch element {tuple(dead[0])} and {len(dead) - 1} more have probability zero: no assignment is possible. "
-            "Relax the evidence, or give factors finite entries where they are -inf"
+            f"batch element {tuple(dead[0])} and {len(dead) - 1} more have probability zero: no assignment is "
+            "possible. Relax the evidence, or give factors finite entries where they are -inf"
         )
     return result.marginals
 
@@ -183,7 +184,8 @@ class _Rounds:
         """Send messages until all have converged: the last residual of each element, and the number of rounds."""
         done = torch.zeros(1, dtype=torch.bool, device=self.tables.device)
         residual = torch.zeros(1, dtype=self.tables.dtype, device=self.tables.device)
-        for count in range(1, settings.iterations + 1):
+        count = 0
+        for count in range(1, settings.iterations + 1):  # noqa: B007
             found = self.sent()
             now = self._change(found)
             residual = torch.where(done, residual, now)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
+from codd_ppl.inference import clique_projection, loopy
 from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
 from codd_ppl.inference.tree import Upward
@@ -188,7 +189,9 @@ def project(
     Raises:
         ConfigError: sweeps < 1.
         PotentialsError: malformed log-potentials.
+        IntractableError: the plan is an approximation.
     """
+    loopy.require_exact(plan, "project")
     if sweeps < 1:
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
     batch_shape = tuple(log_targets.shape[:-2])
@@ -203,6 +206,9 @@ def project(
     count, vocab = log_targets.shape[-2:]
     target = log_targets.reshape(-1, count, vocab)
     flat = masked.expand(*batch_shape, count).reshape(-1, count)
+    if plan.junction is not None:
+        fitted = clique_projection.fit(tables, sites, target, flat, sweeps, tolerance)
+        return fitted.reshape(*batch_shape, count, vocab)
     weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
     if weights is None:
         weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
