@@ -8,14 +8,14 @@ clique sends its parent one message over the variables that they share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-import networkx as nx
 from opt_einsum import contract_path, get_symbol
 
+from codd_ppl.compiler.triangulation import Bag, bags_of, eliminate, min_fill, min_weight
 from codd_ppl.errors import TreewidthError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import find_cycle, interaction_graph
@@ -160,9 +160,9 @@ def clique_tree(graph: FactorGraph, memory_limit: int) -> CliqueTree:
     def entries(names: Iterable[str]) -> int:
         return prod(sizes[v] for v in names)
 
-    best: tuple[tuple[int, int], list[_Bag]] | None = None
-    for score in (_fill, _weight):
-        bags = _bags(eliminate(primal, sizes, score))
+    best: tuple[tuple[int, int], list[Bag]] | None = None
+    for score in (min_fill, min_weight):
+        bags = bags_of(eliminate(primal, sizes, score))
         costs = [entries(b.members) for b in bags]
         if best is None or (max(costs), sum(costs)) < best[0]:
             best = (max(costs), sum(costs)), bags
@@ -193,67 +193,7 @@ def _too_large(graph: FactorGraph, clique: tuple[str, ...], sizes: dict[str, int
     )
 
 
-Score = Callable[[dict[str, set[str]], dict[str, int], str], tuple[int, int]]
-
-
-def _fill(links: dict[str, set[str]], sizes: dict[str, int], v: str) -> tuple[int, int]:
-    """Edges that eliminating v adds, then the entries of its clique."""
-    around = links[v]
-    missing = sum(len(around) - 1 - len(around & links[u]) for u in around) // 2
-    return missing, prod(sizes[u] for u in around) * sizes[v]
-
-
-def _weight(links: dict[str, set[str]], sizes: dict[str, int], v: str) -> tuple[int, int]:
-    """Entries of v's clique, then the edges that eliminating it adds."""
-    missing, entries = _fill(links, sizes, v)
-    return entries, missing
-
-
-def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tuple[str, frozenset[str]]]:
-    """Greedy elimination: each variable with its neighbours that are eliminated later; ties go by declaration."""
-    links = {v: set(primal[v]) for v in primal}
-    number = {v: i for i, v in enumerate(primal)}
-    scores = {v: score(links, sizes, v) for v in primal}
-    order = []
-    while links:
-        v = min(links, key=lambda u: (scores[u], number[u]))
-        around = links.pop(v)
-        order.append((v, frozenset(around)))
-        stale = set(around)
-        for u in around:
-            links[u] |= around
-            links[u] -= {u, v}
-        for u in around:
-            stale |= links[u]
-        for u in stale:
-            scores[u] = score(links, sizes, u)
-    return order
-
-
-class _Bag:
-    """A clique while the tree is built."""
-
-    def __init__(self, members: set[str], separator: frozenset[str], parent: int) -> None:
-        self.members, self.separator, self.parent = members, separator, parent
-
-
-def _bags(order: list[tuple[str, frozenset[str]]]) -> list[_Bag]:
-    """Maximal cliques of the triangulation, parents first (Blair and Peyton 1993)."""
-    place = {v: i for i, (v, _) in enumerate(order)}
-    bags: list[_Bag] = []
-    home: dict[str, int] = {}
-    for v, later in reversed(order):
-        parent = home[min(later, key=place.__getitem__)] if later else -1
-        if later and bags[parent].members == later:
-            bags[parent].members.add(v)
-            home[v] = parent
-        else:
-            home[v] = len(bags)
-            bags.append(_Bag({v, *later}, later, parent))
-    return bags
-
-
-def _assemble(graph: FactorGraph, bags: list[_Bag], sizes: dict[str, int]) -> tuple[Clique, ...]:
+def _assemble(graph: FactorGraph, bags: list[Bag], sizes: dict[str, int]) -> tuple[Clique, ...]:
     number = {v: i for i, v in enumerate(sizes)}
     bags = bags[::-1]  # children first
     last = len(bags) - 1

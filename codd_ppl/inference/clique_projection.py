@@ -1,8 +1,8 @@
 """The projected coupling on a clique tree: iterative proportional fitting while walking the tree.
 
 As in ``inference/projection.py``: at a masked site i, w_i = q_i / cav_i, one site at a time. A site is fitted at the
-one clique where its evidence is multiplied in. The walk goes depth first and sends each message just before it is used, so
-every cavity is exact when it is read; coming back from a child clique, the sites of the clique are fitted once more.
+one clique where its evidence is multiplied in. The walk goes depth first and sends each message just before it is used,
+so every cavity is exact when it is read; coming back from a child clique, the sites of the clique are fitted again.
 """
 
 from __future__ import annotations

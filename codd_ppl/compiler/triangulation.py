@@ -1,0 +1,69 @@
+"""Triangulation by elimination: which variables have to be contracted together, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import networkx as nx
+
+__all__ = ["Bag", "bags_of", "eliminate", "min_fill", "min_weight"]
+
+Score = Callable[[dict[str, set[str]], dict[str, int], str], tuple[int, int]]
+
+
+def min_fill(links: dict[str, set[str]], sizes: dict[str, int], v: str) -> tuple[int, int]:
+    """Edges that eliminating v adds, then the entries of its clique."""
+    around = links[v]
+    missing = sum(len(around) - 1 - len(around & links[u]) for u in around) // 2
+    return missing, prod(sizes[u] for u in around) * sizes[v]
+
+
+def min_weight(links: dict[str, set[str]], sizes: dict[str, int], v: str) -> tuple[int, int]:
+    """Entries of v's clique, then the edges that eliminating it adds."""
+    missing, entries = min_fill(links, sizes, v)
+    return entries, missing
+
+
+def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tuple[str, frozenset[str]]]:
+    """Greedy elimination: each variable with its neighbours that are eliminated later; ties go by declaration."""
+    links = {v: set(primal[v]) for v in primal}
+    number = {v: i for i, v in enumerate(primal)}
+    scores = {v: score(links, sizes, v) for v in primal}
+    order = []
+    while links:
+        v = min(links, key=lambda u: (scores[u], number[u]))
+        around = links.pop(v)
+        order.append((v, frozenset(around)))
+        stale = set(around)
+        for u in around:
+            links[u] |= around
+            links[u] -= {u, v}
+        for u in around:
+            stale |= links[u]
+        for u in stale:
+            scores[u] = score(links, sizes, u)
+    return order
+
+
+class Bag:
+    """A clique while the tree is built."""
+
+    def __init__(self, members: set[str], separator: frozenset[str], parent: int) -> None:
+        self.members, self.separator, self.parent = members, separator, parent
+
+
+def bags_of(order: list[tuple[str, frozenset[str]]]) -> list[Bag]:
+    """Maximal cliques of the triangulation, parents first (Blair and Peyton 1993)."""
+    place = {v: i for i, (v, _) in enumerate(order)}
+    bags: list[Bag] = []
+    home: dict[str, int] = {}
+    for v, later in reversed(order):
+        parent = home[min(later, key=place.__getitem__)] if later else -1
+        if later and bags[parent].members == later:
+            bags[parent].members.add(v)
+            home[v] = parent
+        else:
+            home[v] = len(bags)
+            bags.append(Bag({v, *later}, later, parent))
+    return bags
