@@ -105,6 +105,11 @@ class CliqueTree:
         """Floating-point operations of all messages to the parents, per batch element."""
         return sum(c.up.flops for c in self.cliques)
 
+    @property
+    def flops_back(self) -> int:
+        """Floating-point operations of all messages back down and of all marginals, per batch element."""
+        return sum(part.flops for c in self.cliques for part in (*c.down, *c.cavities))
+
     def message_bytes(self, itemsize: int = 4) -> int:
         """Bytes of all messages to the parents, for one batch element."""
         return itemsize * sum(
@@ -128,7 +133,8 @@ class CliqueTree:
         if len(lines) > LINES:
             half = LINES // 2
             lines[half:-half] = [f"        ... {len(lines) - 2 * half} more cliques"]
-        return lines
+        back = f"messages back down and marginals of everything: {self.flops_back:,} FLOPs x batch"
+        return [*lines, back + "; in linear space where that is safe, else in log space, clique by clique"]
 
 
 LINES = 40

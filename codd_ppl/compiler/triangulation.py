@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from math import prod
 
 import networkx as nx
 
 __all__ = ["Bag", "bags_of", "eliminate", "min_fill", "min_weight"]
+
+CHILDREN = 4
+"""From so many children on, a clique passes further ones on to a child that can take them."""
 
 Score = Callable[[dict[str, set[str]], dict[str, int], str], tuple[int, int]]
 
@@ -30,9 +35,13 @@ def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tup
     links = {v: set(primal[v]) for v in primal}
     number = {v: i for i, v in enumerate(primal)}
     scores = {v: score(links, sizes, v) for v in primal}
+    heap = [(scores[v], number[v], v) for v in primal]
+    heapify(heap)
     order = []
     while links:
-        v = min(links, key=lambda u: (scores[u], number[u]))
+        found, _, v = heappop(heap)
+        if v not in links or found != scores[v]:
+            continue  # eliminated already, or scored anew since
         around = links.pop(v)
         order.append((v, frozenset(around)))
         stale = set(around)
@@ -42,7 +51,10 @@ def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tup
         for u in around:
             stale |= links[u]
         for u in stale:
-            scores[u] = score(links, sizes, u)
+            new = score(links, sizes, u)
+            if new != scores[u]:
+                scores[u] = new
+                heappush(heap, (new, number[u], u))
     return order
 
 
@@ -54,10 +66,16 @@ class Bag:
 
 
 def bags_of(order: list[tuple[str, frozenset[str]]]) -> list[Bag]:
-    """Maximal cliques of the triangulation, parents first (Blair and Peyton 1993)."""
+    """Maximal cliques of the triangulation, parents first (Blair and Peyton 1993).
+
+    Where many cliques hang on one by the same separator, as the leaves of a star do, they are hung on each other
+    instead: a clique with a hundred children would contract a hundred messages for each of them.
+    """
     place = {v: i for i, (v, _) in enumerate(order)}
     bags: list[Bag] = []
     home: dict[str, int] = {}
+    degree: list[int] = []
+    hosts: dict[frozenset[str], deque[int]] = {}  # separator -> cliques that hold it, those with room first
     for v, later in reversed(order):
         parent = home[min(later, key=place.__getitem__)] if later else -1
         if later and bags[parent].members == later:
@@ -65,5 +83,13 @@ def bags_of(order: list[tuple[str, frozenset[str]]]) -> list[Bag]:
             home[v] = parent
         else:
             home[v] = len(bags)
+            if later:
+                queue = hosts.setdefault(later, deque([parent]))
+                while len(queue) > 1 and degree[queue[0]] >= CHILDREN:
+                    queue.popleft()
+                parent = queue[0]
+                queue.append(home[v])
+                degree[parent] += 1
+            degree.append(0)
             bags.append(Bag({v, *later}, later, parent))
     return bags
