@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import networkx as nx
 import pytest
 import torch
 
