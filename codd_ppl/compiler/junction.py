@@ -112,9 +112,7 @@ class CliqueTree:
 
     def message_bytes(self, itemsize: int = 4) -> int:
         """Bytes of all messages to the parents, for one batch element."""
-        return itemsize * sum(
-            prod(dict(c.up.sizes)[x] for x in c.up.equation.split("->")[1]) for c in self.cliques
-        )
+        return itemsize * sum(_entries(c.up) for c in self.cliques)
 
     def explain(self) -> list[str]:
         """A line for each clique: its variables, separator, factors, contraction and cost."""
@@ -128,7 +126,7 @@ class CliqueTree:
             lines.append(
                 f"  {i + 1:>4}  ({_few(c.variables)}), {c.entries:,} entries, {target}, "
                 f"factors: {_few(c.factors) or 'none'}; {c.up.equation}, path {_path(c.up.path)}, "
-                f"{c.up.flops:,} FLOPs x batch"
+                f"{c.up.flops:,} FLOPs and {4 * _entries(c.up):,} bytes x batch"
             )
         if len(lines) > LINES:
             half = LINES // 2
@@ -139,6 +137,12 @@ class CliqueTree:
 
 LINES = 40
 """So many lines of cliques are printed."""
+
+
+def _entries(part: Contraction) -> int:
+    """Entries of the result."""
+    sizes = dict(part.sizes)
+    return prod(sizes[letter] for letter in part.equation.split("->")[1])
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -61,17 +61,26 @@ class _LogPartition(torch.autograd.Function):
         up: Calibration = ctx.up
         if torch.is_grad_enabled():
             up = Calibration(Tables(ctx.plan, dict(zip(ctx.keys, tensors, strict=True))))
-        found = up.run().log_marginals()
-        needs = ctx.needs_input_grad[2:]
         weight = grad.reshape(-1).to(up.tables.dtype)
-        grads = [
-            _expected(up.tables, found, key, weight) if need else None
-            for key, need in zip(ctx.keys, needs, strict=True)
-        ]
-        return (None, None, *grads)
+        keys = [key for key, need in zip(ctx.keys, ctx.needs_input_grad[2:], strict=True) if need]
+        found = up.run().log_marginals({name for key in keys for name in _users(up.tables, key)})
+        grads = {key: _expected(up.tables, found, key, weight) for key in keys}
+        return (None, None, *(grads.get(key) for key in ctx.keys))
 
 
-def _expected(tables: Tables, found: dict[Key, Tensor], key: Key, weight: Tensor) -> Tensor:
+def _users(tables: Tables, key: Key) -> list[str]:
+    """Variables, and factors of order two or more, whose marginals make up that of a key."""
+    plan = tables.plan
+    if isinstance(key, tuple):
+        return list(key)
+    if key in plan.variable:
+        return [key]
+    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
+    names = [n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw]
+    return [n if plan.factor[n].order > 1 else plan.factor[n].scope[0] for n in names]
+
+
+def _expected(tables: Tables, found: dict[str, Tensor], key: Key, weight: Tensor) -> Tensor:
     """Gradient of sum_b weight_b log Z_b with respect to one tensor of log-potentials."""
     like, event = tables.raw[key], tables.shapes[key]
     total = _marginal(tables, found, key)
@@ -81,19 +90,13 @@ def _expected(tables: Tables, found: dict[Key, Tensor], key: Key, weight: Tensor
     return total.reshape(*tables.batch_shape, *event).sum_to_size(like.shape).to(like.dtype)
 
 
-def _marginal(tables: Tables, found: dict[Key, Tensor], key: Key) -> Tensor:
+def _marginal(tables: Tables, found: dict[str, Tensor], key: Key) -> Tensor:
     """Probabilities behind a key, (batch or 1, *event): of variables, stacked ones, a factor, or the sum over a tie."""
-    plan = tables.plan
+    parts = [found[name].exp() for name in _users(tables, key)]
     if isinstance(key, tuple):
-        return torch.stack(torch.broadcast_tensors(*[found[v].exp() for v in key]), 1)
-    if key in plan.variable:
-        return found[key].exp()
-    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
-    names = [n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw]
-    if not names:  # every factor of the tie has a table of its own
+        return torch.stack(torch.broadcast_tensors(*parts), 1)
+    if not parts:  # every factor of the tie has a table of its own
         return torch.zeros(1, *tables.shapes[key], dtype=tables.dtype, device=tables.device)
-    logs = [found[n if plan.factor[n].order > 1 else plan.factor[n].scope[0]] for n in names]
-    parts = [log.exp() for log in logs]
     return sum(parts[1:], parts[0])
 
 
@@ -102,8 +105,8 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
     tables = Tables(plan, log_potentials)
     up, total = calibrated(tables)
     require_feasible(tables, total)
-    found = up.run().log_marginals()
     keys = dict.fromkeys([*tables.raw, *plan.variable])
+    found = up.run().log_marginals({name for key in keys for name in _users(tables, key)})
     return {key: unflatten(tables, _marginal(tables, found, key)) for key in keys}
 
 

@@ -14,7 +14,7 @@ from codd_ppl.compiler.junction import Term
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.contraction import Contract, max_product, sum_product, top
 from codd_ppl.inference.semirings import log_normalized
-from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.tables import Tables
 
 __all__ = ["Calibration", "contradiction", "require_proper", "table", "tree_of"]
 
@@ -52,7 +52,9 @@ class Calibration:
     def __init__(self, tables: Tables, contract: Contract = sum_product) -> None:
         self.tables, self.plan, self.contract = tables, tables.plan, contract
         self.tree = tree_of(tables.plan)
-        self.evidence = {v: tables.evidence((v,))[:, 0] for v in self.plan.variable}
+        self.evidence: dict[str, Tensor] = {}
+        for names in self.plan.by_cardinality:
+            self.evidence.update(zip(names, tables.evidence(names).unbind(1), strict=True))
         self.ups: list[Tensor] = []
         self.offsets: list[Tensor] = []
         self.downs: dict[int, Tensor] = {}
@@ -93,11 +95,13 @@ class Calibration:
         terms += [("evidence", v) for v in clique.residual]
         return list(zip(terms, clique.cavities, strict=True))
 
-    def log_marginals(self) -> dict[Key, Tensor]:
-        """Normalised log-marginals of all variables and factors of order two or more, (batch or 1, *cardinalities)."""
-        found: dict[Key, Tensor] = {}
+    def log_marginals(self, wanted: set[str]) -> dict[str, Tensor]:
+        """Normalised log-marginals of variables and factors of order two or more, (batch or 1, *cardinalities)."""
+        found: dict[str, Tensor] = {}
         for clique in self.tree.cliques:
             for term, contraction in self.own(clique):
+                if term[1] not in wanted:
+                    continue
                 log = self.term(term) + self.contracted(contraction)
                 found[str(term[1])] = log_normalized(log, tuple(range(1, log.dim())))
         return found

@@ -21,7 +21,7 @@ __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasib
 
 
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
-    """log Z = log sum_x prod_f psi_f(x_f), exactly.
+    """log Z = log sum_x prod_f psi_f(x_f), exactly (unless the plan was compiled with ``approximate=``).
 
     Its gradient with respect to the log-potentials is the marginals (for a tied table: the expected counts),
     computed by an explicit downward pass; it can be differentiated again.
@@ -73,7 +73,7 @@ class _LogPartition(torch.autograd.Function):
 
 
 def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
-    """Exact marginals by one upward and one downward pass (differentiable).
+    """Exact marginals by one upward and one downward pass (differentiable); beliefs of an approximate plan.
 
     Args:
         plan, log_potentials: as in :func:`log_partition`.

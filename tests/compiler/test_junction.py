@@ -89,7 +89,7 @@ def test_explain_prints_cliques_separators_and_cost():
     text = plan.explain(batch=7)
     assert "treewidth: 2" in text
     assert "(x0, x1, x2), 27 entries, separator (x1, x2) to 2, factors: x0,x1, x0,x2" in text
-    assert "bc,bd,b->cd, path" in text
+    assert "bc,bd,b->cd, path" in text and "FLOPs and 36 bytes x batch" in text
     assert f"{plan.flops:,} FLOPs x batch" in text
     assert f"at batch 7: {7 * plan.flops:,} FLOPs" in text
     assert "27 entries = 108 bytes x batch" in text
