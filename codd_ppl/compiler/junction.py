@@ -162,7 +162,7 @@ def clique_tree(graph: FactorGraph, memory_limit: int) -> CliqueTree:
     """Triangulate and build the tree; of two elimination heuristics the one with fewer entries in all is kept.
 
     Raises:
-        TreewidthError: the largest clique takes more than ``memory_limit`` bytes per batch element in float32.
+        TreewidthError: a clique takes more than ``memory_limit`` bytes per batch element in float32.
     """
     sizes = {v.name: v.cardinality for v in graph}
     primal = interaction_graph(graph)
@@ -170,18 +170,18 @@ def clique_tree(graph: FactorGraph, memory_limit: int) -> CliqueTree:
     def entries(names: Iterable[str]) -> int:
         return prod(sizes[v] for v in names)
 
-    best: tuple[tuple[int, int], list[Bag]] | None = None
+    found: list[tuple[int, list[Bag]]] = []
     for score in (min_fill, min_weight):
-        bags = bags_of(eliminate(primal, sizes, score))
-        costs = [entries(b.members) for b in bags]
-        if best is None or (max(costs), sum(costs)) < best[0]:
-            best = (max(costs), sum(costs)), bags
-    assert best is not None
-    bags = best[1]
-    largest = max(bags, key=lambda b: entries(b.members))
-    if 4 * entries(largest.members) > memory_limit:
-        clique = tuple(v for v in sizes if v in largest.members)
-        raise TreewidthError(_too_large(graph, clique, sizes, memory_limit))
+        order = eliminate(primal, sizes, score, memory_limit // 4)
+        last, around = order[-1]
+        if entries((last, *around)) > memory_limit // 4:
+            refused = tuple(v for v in sizes if v == last or v in around)
+            continue
+        bags = bags_of(order)
+        found.append((sum(entries(b.members) for b in bags), bags))
+    if not found:
+        raise TreewidthError(_too_large(graph, refused, sizes, memory_limit))
+    _, bags = min(found, key=lambda item: item[0])
     return CliqueTree(_assemble(graph, bags, sizes))
 
 

@@ -30,8 +30,13 @@ def min_weight(links: dict[str, set[str]], sizes: dict[str, int], v: str) -> tup
     return entries, missing
 
 
-def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tuple[str, frozenset[str]]]:
-    """Greedy elimination: each variable with its neighbours that are eliminated later; ties go by declaration."""
+def eliminate(
+    primal: nx.Graph, sizes: dict[str, int], score: Score, limit: int
+) -> list[tuple[str, frozenset[str]]]:
+    """Greedy elimination: each variable with its neighbours that are eliminated later; ties go by declaration.
+
+    Stops after the first variable whose clique has more than ``limit`` entries.
+    """
     links = {v: set(primal[v]) for v in primal}
     number = {v: i for i, v in enumerate(primal)}
     scores = {v: score(links, sizes, v) for v in primal}
@@ -44,6 +49,8 @@ def eliminate(primal: nx.Graph, sizes: dict[str, int], score: Score) -> list[tup
             continue  # eliminated already, or scored anew since
         around = links.pop(v)
         order.append((v, frozenset(around)))
+        if prod(sizes[u] for u in around) * sizes[v] > limit:
+            break
         stale = set(around)
         for u in around:
             links[u] |= around

@@ -24,7 +24,7 @@ Contract = Callable[[Contraction, Sequence[Tensor]], Tensor]
 """Contracts tables (batch or 1, *cardinalities of their scope), log in and log out."""
 
 CHUNK = 1 << 24
-"""Largest number of entries of a clique times batch that log space builds at once."""
+"""Largest number of entries of a clique times batch that are built at once; a larger batch is taken in slices."""
 
 
 def top(value: Tensor) -> Tensor:
@@ -40,9 +40,11 @@ def sum_product(contraction: Contraction, logs: Sequence[Tensor]) -> Tensor:
     """log of the sum of the product, (batch or 1, *cardinalities of the output)."""
     tops = [top(t) for t in logs]
     small = [t - m for t, m in zip(logs, tops, strict=True)]
-    result = _linear(contraction, small)
-    if result is None:
-        result = _in_log_space(contraction, small, safe_logsumexp)
+    parts = []
+    for few in slices(small, prod(size for _, size in contraction.sizes)):
+        part = _linear(contraction, few)
+        parts.append(_in_log_space(contraction, few, safe_logsumexp) if part is None else part)
+    result = _joined(parts)
     for m in tops:
         result = result + m.reshape(-1, *[1] * (result.dim() - 1))
     return result
@@ -50,7 +52,12 @@ def sum_product(contraction: Contraction, logs: Sequence[Tensor]) -> Tensor:
 
 def max_product(contraction: Contraction, logs: Sequence[Tensor]) -> Tensor:
     """log of the largest product instead of the sum."""
-    return _in_log_space(contraction, logs, lambda value, dims: value.amax(dims))
+    few = slices(logs, prod(size for _, size in contraction.sizes))
+    return _joined([_in_log_space(contraction, part, lambda value, dims: value.amax(dims)) for part in few])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _linear(contraction: Contraction, logs: Sequence[Tensor]) -> Tensor | None:
@@ -107,15 +114,11 @@ def _in_log_space(
     letters = [x for x, _ in contraction.sizes]
     kept = [x for x in letters if x in output]
     dims = tuple(1 + i for i, x in enumerate(letters) if x not in output)
-    parts = []
-    for few in slices(logs, prod(size for _, size in contraction.sizes)):
-        spread = [_spread(t, x, contraction.sizes) for t, x in zip(few, inputs.split(","), strict=True)]
-        total = sum(spread[1:], spread[0])
-        total = total.expand(-1, *(size for _, size in contraction.sizes))
-        if dims:
-            total = reduce(total, dims)
-        parts.append(total.permute(0, *(1 + kept.index(x) for x in output)))
-    result = parts[0] if len(parts) == 1 else torch.cat(parts)
+    spread = [_spread(t, x, contraction.sizes) for t, x in zip(logs, inputs.split(","), strict=True)]
+    total = sum(spread[1:], spread[0])
+    total = total.expand(-1, *(size for _, size in contraction.sizes))
+    result = reduce(total, dims) if dims else total
+    result = result.permute(0, *(1 + kept.index(x) for x in output))
     return result.reshape(result.shape[0], *_output_shape(contraction, logs))
 
 

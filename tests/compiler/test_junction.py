@@ -6,6 +6,7 @@ import pytest
 from codd_ppl import testing
 from codd_ppl.compiler import compile
 from codd_ppl.compiler.triangulation import CHILDREN
+from codd_ppl.errors import TreewidthError
 from codd_ppl.graphs import FactorGraph, properties, topologies
 
 
@@ -82,6 +83,13 @@ def test_the_leaves_of_a_star_are_spread_over_cliques():
     graph.add_factor(("x0", "x1"))
     check(graph)
     assert max(len(c.children) for c in compile(graph).junction.cliques) <= CHILDREN
+
+
+def test_a_hopeless_graph_is_refused_at_once():
+    """The first clique that is too large ends it: no time goes into the rest of a dense graph."""
+    graph = FactorGraph.from_networkx(nx.complete_graph(150), cardinality=2)
+    with pytest.raises(TreewidthError, match="of 150 variables"):
+        compile(graph)
 
 
 def test_explain_prints_cliques_separators_and_cost():

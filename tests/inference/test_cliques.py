@@ -104,9 +104,9 @@ def test_gradient_is_the_marginals(seed):
 
 
 @pytest.mark.parametrize("query", [log_partition, entropy], ids=["log_partition", "entropy"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_first_and_second_derivatives(seed, query):
-    graph = testing.random_loopy_graph(seed, treewidth=2 + seed % 2, max_joint=200)
+    graph = testing.random_loopy_graph(seed, treewidth=2 + seed % 2, variables=5, max_joint=100)
     plan = compile(graph)
     tables = testing.random_log_potentials(graph, (2,), evidence=0.5, mixed=True, seed=seed)
     leaves = tuple(table.requires_grad_() for table in tables.values())
