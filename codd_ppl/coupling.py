@@ -36,7 +36,8 @@ class CouplingLayer(nn.Module):
     Without factors both are the product of categoricals.
 
     Args:
-        graph: tokens ``x0 .. x{L-1}`` in reading order, with latents and factors; a forest.
+        graph: tokens ``x0 .. x{L-1}`` in reading order, with latents and factors; loops are fine while the
+            treewidth is small.
         vocab_size: cardinality of every token.
         hidden_size: width of the denoiser's hidden states, if the potentials read them.
         combine: "projected" or "product".
@@ -47,7 +48,7 @@ class CouplingLayer(nn.Module):
 
     Raises:
         GraphError: no tokens, or tokens of another cardinality than ``vocab_size``.
-        CyclicGraphError: the graph has a loop.
+        TreewidthError: the graph has loops whose cliques are too large; the message names one.
         ConfigError: an unknown ``combine``, ``sweeps`` < 1, a table that is too large.
     """
 

@@ -10,6 +10,8 @@ __all__ = [
     "LogitsError",
     "InfeasibleError",
     "IntractableError",
+    "TreewidthError",
+    "ConvergenceWarning",
     "DataError",
     "ConfigError",
 ]
@@ -24,7 +26,7 @@ class GraphError(CoddError, ValueError):
 
 
 class CyclicGraphError(GraphError):
-    """The factor graph has a loop, so that forest inference would not be exact; the message names it."""
+    """A loop of the factor graph stands in the way of exact inference; the message names it."""
 
 
 class PotentialsError(CoddError, ValueError):
@@ -49,6 +51,14 @@ class InfeasibleError(CoddError, ValueError):
 
 class IntractableError(CoddError, ValueError):
     """The query has no exact polynomial algorithm on this graph; the message names the estimator to ask for."""
+
+
+class TreewidthError(CyclicGraphError, IntractableError):
+    """The graph's loops need a clique table beyond the memory limit; the message names clique, size and remedies."""
+
+
+class ConvergenceWarning(UserWarning):
+    """An approximation that was asked for by name stopped before it converged; the message says how far it got."""
 
 
 class DataError(CoddError, ValueError):

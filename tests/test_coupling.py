@@ -174,8 +174,10 @@ def test_bad_input() -> None:
         CouplingLayer(topologies.chain(3, 4), 5)
     graph = topologies.chain(3, V, tie=None)
     graph.add_factor(("x0", "x2"))
+    large = topologies.grid(2, 2, 2000, tie=False)
     with pytest.raises(CyclicGraphError, match="x0"):
-        CouplingLayer(graph, V)
+        CouplingLayer(large, 2000)
+    assert CouplingLayer(graph, V).plan.route == "clique contraction"
     with pytest.raises(GraphError, match="no tokens"):
         CouplingLayer(FactorGraph(), V)
     dist = coupling(logits)

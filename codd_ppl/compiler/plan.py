@@ -8,6 +8,8 @@ from functools import cached_property
 from math import prod
 from types import MappingProxyType
 
+from codd_ppl.compiler.approximation import LoopyBeliefPropagation
+from codd_ppl.compiler.junction import CliqueTree
 from codd_ppl.graphs import Factor, Variable
 
 __all__ = ["ContractionPlan", "Message", "Run", "Step"]
@@ -86,8 +88,11 @@ class ContractionPlan:
         variables, factors: the graph, as declared.
         roots: one variable per connected component; every message flows towards it.
         steps: the upward contractions, leaves first. The downward pass is the same list reversed.
-        route: "independent" (nothing to contract), "tree sweep", or "chain scan" (torch-struct).
+        route: "independent" (nothing to contract), "tree sweep", "chain scan" (torch-struct), "clique contraction"
+            (loops, exactly), or "loopy belief propagation" (an approximation, only when asked for).
         reason: why this route was chosen.
+        junction: the clique tree of the route "clique contraction"; then there are no steps.
+        approximation: the settings of the route "loopy belief propagation"; then there are no steps.
     """
 
     variables: tuple[Variable, ...]
@@ -96,6 +101,8 @@ class ContractionPlan:
     steps: tuple[Step, ...]
     route: str
     reason: str
+    junction: CliqueTree | None = None
+    approximation: LoopyBeliefPropagation | None = None
 
     # The hash of a plan with thousands of variables is asked for often; it is computed once.
     @cached_property
@@ -204,12 +211,14 @@ class ContractionPlan:
     @cached_property
     def isolated(self) -> tuple[str, ...]:
         """Variables without a factor of order two or more."""
-        return tuple(name for name, messages in self.below.items() if not messages and name not in self.above)
+        coupled = {v for f in self.factors if f.order > 1 for v in f.scope}
+        return tuple(v.name for v in self.variables if v.name not in coupled)
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one upward pass per batch element."""
-        return sum(step.flops for step in self.steps)
+        cliques = 0 if self.junction is None else self.junction.flops
+        return cliques + sum(step.flops for step in self.steps)
 
     def explain(self, batch: int | None = None) -> str:
         """Root, order, the contraction of each step, FLOPs and bytes as a function of batch.
@@ -223,11 +232,19 @@ class ContractionPlan:
         )
         lines = [
             f"ContractionPlan: {len(self.variables)} variables ({latent} latent), {len(self.factors)} factors, "
-            f"{len(self.steps)} steps",
+            + (
+                f"{len(self.steps)} steps"
+                if self.junction is None
+                else f"{len(self.junction.cliques)} cliques"
+            ),
             f"route: {self.route}: {self.reason}",
             f"root: {roots or 'none'}",
-            "order (leaves first; the downward pass runs it backwards):",
         ]
+        if self.junction is not None:
+            return "\n".join([*lines, *self.junction.explain(), *self._totals(batch)])
+        if self.approximation is not None:
+            return "\n".join([*lines, *self.approximation.explain(self.variables, self.factors)])
+        lines.append("order (leaves first; the downward pass runs it backwards):")
         shown: list[tuple[str, int, int]] = []  # runs of alike steps are folded into one line
         for i, step in enumerate(self.steps):
             names = [m.factor for m in step.messages]
@@ -250,16 +267,21 @@ class ContractionPlan:
             lines[head + j] = f"  {number:>9}  {lines[head + j]}{again}"
         if not self.steps:
             lines.append("  nothing: every variable stands alone")
+        return "\n".join([*lines, *self._totals(batch)])
+
+    def _totals(self, batch: int | None) -> list[str]:
         per, fixed = sum(s.bytes_per_element() for s in self.steps), self._table_bytes
-        lines.append(
-            f"total, one upward pass, float32: {self.flops:,} FLOPs x batch, {per:,} bytes x batch + {fixed:,}"
-        )
-        if batch is not None:
-            lines.append(f"at batch {batch}: {self.flops * batch:,} FLOPs, {per * batch + fixed:,} bytes")
-        return "\n".join(lines)
+        per += 0 if self.junction is None else self.junction.message_bytes()
+        total = f"total, one upward pass, float32: {self.flops:,} FLOPs x batch, {per:,} bytes x batch + {fixed:,}"
+        if batch is None:
+            return [total]
+        return [total, f"at batch {batch}: {self.flops * batch:,} FLOPs, {per * batch + fixed:,} bytes"]
 
     @property
     def _table_bytes(self) -> int:
+        if self.junction is not None:
+            tables = {f.tie or f.name: f.scope for f in self.factors if f.order > 1}
+            return 4 * sum(prod(self.variable[v].cardinality for v in scope) for scope in tables.values())
         tied = {step.tie: step.table_bytes() for step in self.steps if step.tie is not None}
         return sum(tied.values()) + sum(step.table_bytes() for step in self.steps if step.tie is None)
 
@@ -269,7 +291,12 @@ class ContractionPlan:
     def __repr__(self) -> str:
         return (
             f"ContractionPlan({len(self.variables)} variables, {len(self.factors)} factors, "
-            f"{len(self.steps)} steps, route={self.route!r})"
+            + (
+                f"{len(self.steps)} steps, "
+                if self.junction is None
+                else f"{len(self.junction.cliques)} cliques, "
+            )
+            + f"route={self.route!r})"
         )
 
 

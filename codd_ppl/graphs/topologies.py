@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from codd_ppl.errors import GraphError
 from codd_ppl.graphs.factor_graph import FactorGraph
 
-__all__ = ["caterpillar", "chain", "hidden_markov", "independent", "latent_tree", "star", "tree"]
+__all__ = [
+    "caterpillar",
+    "chain",
+    "grid",
+    "hidden_markov",
+    "independent",
+    "latent_tree",
+    "skip_chain",
+    "star",
+    "tree",
+]
 
 
 def _tokens(sites: int, cardinality: int) -> FactorGraph:
@@ -132,4 +142,41 @@ def caterpillar(spine: int, legs: int, cardinality: int, tie: bool = True) -> Fa
             graph.add_factor((f"x{s * width}", f"x{(s + 1) * width}"), tie="spine" if tie else None)
         for leg in range(1, width):
             graph.add_factor((f"x{s * width}", f"x{s * width + leg}"), tie=f"leg{leg}" if tie else None)
+    return graph
+
+
+def grid(rows: int, columns: int, cardinality: int, tie: bool = True) -> FactorGraph:
+    """Tokens on a grid in reading order, row by row, each coupled with its right and lower neighbour.
+
+    Tables are tied by direction, ``right`` and ``down``; ``tie=False`` gives each edge its own. The treewidth is the
+    smaller of the two sides, so exact inference costs cardinality ** (min(rows, columns) + 1).
+    """
+    if rows < 1 or columns < 1:
+        raise GraphError(f"grid: expected rows >= 1 and columns >= 1, found {rows} and {columns}")
+    graph = _tokens(rows * columns, cardinality)
+    for i in range(rows * columns):
+        if (i + 1) % columns:
+            graph.add_factor((f"x{i}", f"x{i + 1}"), tie="right" if tie else None)
+        if i + columns < rows * columns:
+            graph.add_factor((f"x{i}", f"x{i + columns}"), tie="down" if tie else None)
+    return graph
+
+
+def skip_chain(sites: int, cardinality: int, skips: Sequence[int] = (1, 2), tie: bool = True) -> FactorGraph:
+    """Tokens coupled with those a few sites further on: an edge x_i - x_{i+s} for each s of ``skips``.
+
+    Tables are tied by offset, ``skip1``, ``skip2``, ..; ``tie=False`` gives each edge its own. The treewidth is at most
+    the largest offset, so exact inference costs at most cardinality ** (max(skips) + 1) for each site.
+
+    Raises:
+        GraphError: no offsets, repeated ones, or one below 1.
+    """
+    offsets = tuple(skips)
+    if not offsets or len(set(offsets)) != len(offsets) or any(s < 1 for s in offsets):
+        raise GraphError(f"skip_chain: expected distinct skips >= 1, found {offsets}")
+    graph = _tokens(sites, cardinality)
+    for i in range(sites):
+        for s in offsets:
+            if i + s < sites:
+                graph.add_factor((f"x{i}", f"x{i + s}"), tie=f"skip{s}" if tie else None)
     return graph

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from codd_ppl.inference.downward import Downward
 from codd_ppl.inference.scan import DownScan
 from codd_ppl.inference.tables import Key, picked
 from codd_ppl.inference.transforms import transforming
-from codd_ppl.inference.tree import Downward
 
 __all__ = ["expected", "factor_counts"]
 

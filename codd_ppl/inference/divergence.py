@@ -7,13 +7,14 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.downward import Downward, outside
 from codd_ppl.inference.expectations import expectation
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.queries import entropy, log_partition
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.subsets import require_possible
 from codd_ppl.inference.tables import Key, Tables
-from codd_ppl.inference.tree import Downward, outside, upward
+from codd_ppl.inference.tree import upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["cross_entropy", "kl"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.errors import InfeasibleError
+from codd_ppl.inference.cliques import contradiction
 from codd_ppl.inference.semirings import MaxSemiring
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
@@ -51,6 +52,10 @@ def require_feasible(tables: Tables, total: Tensor) -> None:
 def _contradiction(tables: Tables, element: int) -> tuple[str, list[str]]:
     """The factor or variable closest to the leaves that leaves nothing possible, and the variables it depends on."""
     plan = tables.plan
+    if plan.junction is not None:
+        return contradiction(tables, element)
+    if plan.approximation is not None:
+        return "the messages of loopy belief propagation", list(plan.variable)
     with torch.no_grad():
         up = Upward(tables, MaxSemiring())
     for index, step in enumerate(plan.steps):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
+from codd_ppl.inference import clique_projection, loopy
 from codd_ppl.inference.path_projection import hidden_markov, sweep_path
 from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
@@ -190,7 +191,9 @@ def project(
     Raises:
         ConfigError: sweeps < 1.
         PotentialsError: malformed log-potentials.
+        IntractableError: the plan is an approximation.
     """
+    loopy.require_exact(plan, "project")
     if sweeps < 1:
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
     batch_shape = tuple(log_targets.shape[:-2])
@@ -205,6 +208,9 @@ def project(
     count, vocab = log_targets.shape[-2:]
     target = log_targets.reshape(-1, count, vocab)
     flat = masked.expand(*batch_shape, count).reshape(-1, count)
+    if plan.junction is not None:
+        fitted = clique_projection.fit(tables, sites, target, flat, sweeps, tolerance)
+        return fitted.reshape(*batch_shape, count, vocab)
     model = None if transforming() else hidden_markov(plan, tuple(sites))
     weights = None if model is None else sweep_path(tables, model, sites, target, flat, sweeps, tolerance)
     if weights is None and model is None and not transforming():

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.inference import chain
+from codd_ppl.inference import chain, clique_queries, loopy
 from codd_ppl.inference.counts import expected, factor_counts
+from codd_ppl.inference.downward import Downward, outside
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
 from codd_ppl.inference.transforms import eager, transforming
-from codd_ppl.inference.tree import Downward, Upward, outside, upward
+from codd_ppl.inference.tree import Upward, upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
@@ -23,7 +24,7 @@ __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasib
 
 @eager
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
-    """log Z = log sum_x prod_f psi_f(x_f), exactly.
+    """log Z = log sum_x prod_f psi_f(x_f), exactly (unless the plan was compiled with ``approximate=``).
 
     Its gradient with respect to the log-potentials is the marginals (for a tied table: the expected counts),
     computed by an explicit downward pass; it can be differentiated again.
@@ -40,6 +41,10 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     Raises:
         PotentialsError: unknown or missing key, wrong shape, NaN or +inf.
     """
+    if plan.junction is not None:
+        return clique_queries.log_partition(plan, log_potentials)
+    if plan.approximation is not None:
+        return loopy.log_partition(plan, log_potentials)
     if plan.route == "chain scan" and chain.usable(tables := Tables(plan, log_potentials)):
         return chain.log_partition(tables)
     if transforming():
@@ -81,7 +86,7 @@ class _LogPartition(torch.autograd.Function):
 
 @eager
 def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
-    """Exact marginals by one upward and one downward pass (differentiable).
+    """Exact marginals by one upward and one downward pass (differentiable); beliefs of an approximate plan.
 
     Args:
         plan, log_potentials: as in :func:`log_partition`.
@@ -96,6 +101,10 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
         PotentialsError: as in :func:`log_partition`.
         InfeasibleError: some batch element has no possible assignment.
     """
+    if plan.junction is not None:
+        return clique_queries.marginals(plan, log_potentials)
+    if plan.approximation is not None:
+        return loopy.marginals(plan, log_potentials)
     tables = Tables(plan, log_potentials)
     up, total = upward(tables)
     require_feasible(tables, total)
@@ -125,11 +134,15 @@ def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tenso
     """Entropy in nats of the joint distribution of **all** variables, latents included.
 
     H = sum over roots of H(root) + sum over factors of H(children | parent), exact on forests and free of
-    cancellation between large potentials.
+    cancellation between large potentials; with loops the same over the cliques.
 
     Raises:
         PotentialsError, InfeasibleError: as in :func:`marginals`.
+        IntractableError: the plan is an approximation.
     """
+    if plan.junction is not None:
+        return clique_queries.entropy(plan, log_potentials)
+    loopy.require_exact(plan, "entropy")
     tables = Tables(plan, log_potentials)
     up, total = upward(tables)
     require_feasible(tables, total)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference import clique_queries, loopy
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import UpScan
@@ -62,7 +63,13 @@ def sample(
     Raises:
         PotentialsError: malformed log-potentials.
         InfeasibleError: some batch element has no possible assignment.
+        IntractableError: the plan is an approximation.
     """
+    if plan.junction is not None:
+        return clique_queries.sample(
+            plan, log_potentials, sample_shape, lambda log: categorical(log, generator)
+        )
+    loopy.require_exact(plan, "sample")
     with torch.no_grad():
         tables = Tables(plan, log_potentials)
         up, total = upward(tables)
@@ -93,7 +100,11 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
     Raises:
         PotentialsError: malformed log-potentials.
         InfeasibleError: some batch element has no possible assignment.
+        IntractableError: the plan is an approximation.
     """
+    if plan.junction is not None:
+        return clique_queries.mode(plan, log_potentials)
+    loopy.require_exact(plan, "mode")
     with torch.no_grad():
         tables = Tables(plan, log_potentials)
         up = Upward(tables, MaxSemiring())

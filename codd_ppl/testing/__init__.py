@@ -17,6 +17,7 @@ from codd_ppl.testing.oracles import (
     joint_counts,
     random_forest,
     random_log_potentials,
+    random_loopy_graph,
     sample_p_value,
 )
 from codd_ppl.testing.query_oracles import (
@@ -51,5 +52,6 @@ __all__ = [
     "joint_counts",
     "random_forest",
     "random_log_potentials",
+    "random_loopy_graph",
     "sample_p_value",
 ]

@@ -14,6 +14,7 @@ import torch
 
 from codd_ppl.errors import IntractableError, PotentialsError
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.graphs.random_graphs import random_forest, random_loopy_graph
 from codd_ppl.typing import Assignment, Bool, Float, Int, LogPotentials, Tensor
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "joint_counts",
     "random_forest",
     "random_log_potentials",
+    "random_loopy_graph",
     "sample_p_value",
 ]
 
@@ -220,51 +222,6 @@ def sample_p_value(graph: FactorGraph, log_potentials: LogPotentials, samples: A
     counts = joint_counts(graph, samples)
     rows = zip(counts.reshape(-1, counts.shape[-1]), truth.reshape(-1, truth.shape[-1]), strict=True)
     return min(chi_square_p_value(count, p) for count, p in rows)
-
-
-def random_forest(
-    seed: int,
-    *,
-    variables: int = 6,
-    max_cardinality: int = 4,
-    max_order: int = 3,
-    connectivity: float = 0.8,
-    latent: float = 0.3,
-    tie: float = 0.5,
-    max_joint: int = 4096,
-) -> FactorGraph:
-    """A random factor graph without loops; the same seed gives the same graph.
-
-    One to ``variables`` variables of cardinality 1 to ``max_cardinality``, a share of ``latent`` hidden
-    ones; factors of order 1 to ``max_order`` with scopes in random order, each joining components that
-    were apart; several components and isolated variables if ``connectivity`` is below 1. Factors of equal
-    shape share a table with probability ``tie``. ``max_joint`` bounds the product of the cardinalities.
-    """
-    rng = random.Random(seed)
-    graph, cards = FactorGraph(), dict[str, int]()
-    for index in range(rng.randint(1, variables)):
-        room = max(1, max_joint // math.prod(cards.values()))
-        hidden = rng.random() < latent
-        name = f"{'z' if hidden else 'x'}{index}"
-        cards[name] = rng.randint(1, min(max_cardinality, room))
-        graph.add_variable(name, cardinality=cards[name], latent=hidden)
-    component = {name: {name} for name in cards}
-    scopes: list[tuple[str, ...]] = [(name,) for name in cards if rng.random() < 0.3]
-    for _ in range(4 * len(cards)):
-        order = rng.randint(2, max(2, max_order))
-        scope = tuple(rng.sample(sorted(cards), min(order, len(cards))))
-        apart = len({id(component[name]) for name in scope}) == len(scope)
-        if len(scope) < 2 or not apart or rng.random() > connectivity:
-            continue
-        union = set[str]().union(*(component[name] for name in scope))
-        component.update(dict.fromkeys(union, union))
-        scopes.append(scope)
-    rng.shuffle(scopes)
-    for number, scope in enumerate(scopes):
-        shape = "x".join(str(cards[name]) for name in scope)
-        shared = f"tie {shape}" if rng.random() < tie else None
-        graph.add_factor(scope, name=f"f{number}", tie=shared)
-    return graph
 
 
 def random_log_potentials(

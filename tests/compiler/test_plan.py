@@ -10,7 +10,7 @@ import torch
 
 from codd_ppl import testing
 from codd_ppl.compiler import ContractionPlan, compile
-from codd_ppl.errors import CyclicGraphError, GraphError
+from codd_ppl.errors import CyclicGraphError, GraphError, IntractableError, TreewidthError
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.inference import log_partition
 
@@ -182,18 +182,24 @@ def test_cost_grows_with_the_states():
 # -- loops -----------------------------------------------------------------------------------------
 
 
+def ring(n: int, cardinality: int = 2) -> FactorGraph:
+    return FactorGraph.from_networkx(nx.cycle_graph(n), cardinality=cardinality)
+
+
 @pytest.mark.parametrize("n", [3, 4, 6])
-def test_a_ring_is_refused_and_named(n):
-    with pytest.raises(CyclicGraphError) as error:
-        compile(FactorGraph.from_networkx(nx.cycle_graph(n), cardinality=2))
+def test_a_ring_that_is_too_large_is_refused_and_named(n):
+    with pytest.raises(TreewidthError) as error:
+        compile(ring(n, 2000))
     for i in range(n):
         assert f"x{i}" in str(error.value)
+    assert isinstance(error.value, CyclicGraphError)
+    assert isinstance(error.value, IntractableError)
     assert isinstance(error.value, GraphError)
     assert isinstance(error.value, ValueError)
 
 
 def test_only_the_loop_is_named_not_its_tail():
-    graph = FactorGraph.from_networkx(nx.cycle_graph(3), cardinality=2)
+    graph = ring(3, 2000)
     graph.add_variable("tail", 2)
     graph.add_factor(("x0", "tail"))
     with pytest.raises(CyclicGraphError) as error:
@@ -202,28 +208,49 @@ def test_only_the_loop_is_named_not_its_tail():
     assert "tail" not in str(error.value)
 
 
+def test_the_message_gives_the_size_and_says_what_to_do():
+    with pytest.raises(TreewidthError) as error:
+        compile(ring(4, 10), memory_limit=3999)
+    text = str(error.value)
+    assert "10 x 10 x 10 = 1,000 entries = 4,000 bytes per batch element in float32" in text
+    assert "memory_limit = 3,999" in text
+    for remedy in ("fewer states", "another topology", "approximate=LoopyBeliefPropagation()"):
+        assert remedy in text
+    assert compile(ring(4, 10), memory_limit=4000).junction.largest.entries == 1000
+
+
+def test_the_memory_limit_leaves_forests_alone():
+    assert compile(topologies.chain(3, 100), memory_limit=1).route == "tree sweep"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [ring(3), topologies.grid(3, 3, 2), topologies.tree([1, 2, 0], 2), topologies.skip_chain(8, 3)],
+    ids=["ring", "grid", "parents", "skip chain"],
+)
+def test_loops_compile_to_cliques(graph):
+    plan = compile(graph)
+    assert plan.route == "clique contraction"
+    assert plan == compile(graph) and hash(plan) == hash(compile(graph))
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert plan.steps == ()
+    assert "clique contraction" in repr(plan)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.junction = None
+
+
 def test_two_factors_over_one_pair_are_a_loop():
     graph = topologies.chain(2, 3)
     graph.add_factor(("x1", "x0"), name="again")
-    with pytest.raises(CyclicGraphError, match="again"):
-        compile(graph)
+    plan = compile(graph)
+    assert plan.route == "clique contraction"
+    assert [c.factors for c in plan.junction.cliques] == [("x0,x1", "again")]
 
 
-def test_a_grid_is_refused():
-    with pytest.raises(CyclicGraphError):
-        compile(FactorGraph.from_networkx(nx.grid_2d_graph(3, 3), cardinality=2))
-
-
-def test_a_parent_list_with_a_loop_is_refused():
-    with pytest.raises(CyclicGraphError, match="x0"):
-        compile(topologies.tree([1, 2, 0], 2))
-
-
-def test_the_message_says_what_to_do():
-    with pytest.raises(CyclicGraphError) as error:
-        compile(FactorGraph.from_networkx(nx.cycle_graph(3), cardinality=2))
-    assert len(str(error.value)) > 40
-    assert any(word in str(error.value) for word in ("remove", "merge", "join", "latent", "forest"))
+def test_routes_that_need_a_forest_name_the_loop():
+    for route in ("tree sweep", "chain scan"):
+        with pytest.raises(GraphError, match=f"{route}.*x0, x1, x2"):
+            compile(ring(3), route=route)
 
 
 def test_the_empty_graph():

@@ -142,3 +142,29 @@ def test_every_topology_is_a_directed_forest_of_treewidth_one(name):
     assert properties.is_directed_forest(graph)
     assert properties.treewidth_upper_bound(graph) == TREEWIDTH.get(name, 1)
     assert properties.is_chain(graph) == (name == "chain")
+
+
+def test_grid_is_read_row_by_row():
+    graph = topologies.grid(2, 3, 5)
+    assert graph.tokens == tuple(f"x{i}" for i in range(6))
+    assert set(graph.ties["right"]) == {"x0,x1", "x1,x2", "x3,x4", "x4,x5"}
+    assert set(graph.ties["down"]) == {"x0,x3", "x1,x4", "x2,x5"}
+    assert topologies.grid(2, 3, 5, tie=False).ties == {}
+    assert nx.is_isomorphic(properties.interaction_graph(graph), nx.grid_2d_graph(2, 3))
+    assert properties.treewidth_upper_bound(topologies.grid(3, 5, 2)) == 3
+    assert scopes(topologies.grid(1, 3, 2)) == scopes(topologies.chain(3, 2))
+    for rows, columns in ((0, 2), (2, 0)):
+        with pytest.raises(GraphError, match="grid: expected rows >= 1"):
+            topologies.grid(rows, columns, 2)
+
+
+def test_skip_chain_ties_by_offset():
+    graph = topologies.skip_chain(5, 4, skips=(1, 3))
+    assert set(graph.ties["skip1"]) == {"x0,x1", "x1,x2", "x2,x3", "x3,x4"}
+    assert set(graph.ties["skip3"]) == {"x0,x3", "x1,x4"}
+    assert topologies.skip_chain(5, 4, tie=False).ties == {}
+    assert properties.treewidth_upper_bound(topologies.skip_chain(9, 2)) == 2
+    assert scopes(topologies.skip_chain(4, 2, skips=(1,))) == scopes(topologies.chain(4, 2))
+    for skips in ((), (0, 1), (2, 2)):
+        with pytest.raises(GraphError, match="skip_chain: expected distinct skips"):
+            topologies.skip_chain(5, 2, skips=skips)

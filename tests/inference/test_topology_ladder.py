@@ -56,6 +56,37 @@ class TestTernary(TopologyTestCase):
     graph.add_factor(("x2", "z0"))
 
 
+class TestGrid(TopologyTestCase):
+    graph = topologies.grid(2, 3, 2)
+
+
+class TestSquareGrid(TopologyTestCase):
+    graph = topologies.grid(3, 3, 2)
+
+
+class TestFreeGrid(TopologyTestCase):
+    graph = topologies.grid(2, 3, 3, tie=False)
+
+
+class TestSkipChain(TopologyTestCase):
+    graph = topologies.skip_chain(5, 3)
+
+
+class TestTriangle(TopologyTestCase):
+    """A factor of order 3 over a triangle of pairwise factors, a latent in a second loop, and a loner."""
+
+    graph = FactorGraph()
+    for name, size in (("x0", 2), ("x1", 3), ("x2", 2), ("z0", 2), ("x3", 3), ("x4", 2)):
+        graph.add_variable(name, size, latent=name == "z0")
+    graph.add_factor(("x2", "x0", "x1"), name="triangle")
+    graph.add_factor(("x0", "x1"), tie="edge")
+    graph.add_factor(("x2", "x1"), tie="edge")
+    graph.add_factor(("x0", "x2"))
+    graph.add_factor(("z0", "x2"))
+    graph.add_factor(("z0", "x1"), tie="edge")
+    graph.add_factor(("z0", "x3"), tie="edge")
+
+
 # -- the ladder can fail ---------------------------------------------------------------------------
 
 
