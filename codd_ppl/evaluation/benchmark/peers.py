@@ -48,6 +48,13 @@ RATES = {
 }
 
 
+COPIES = {("pytorch-crf", "gradient"): 3, ("pomegranate", "marginals"): 3}
+"""Tables of (batch, sites, states, states) that a call holds at once."""
+
+MOST = 4 << 30
+"""Bytes that they may take."""
+
+
 def versions() -> dict[str, str]:
     """Version of each peer, or "not installed"; jax with dynamax."""
     found = {}
@@ -102,6 +109,8 @@ def _obstacle(name: str, query: str, case: Case) -> str:
     cells = case.batch * case.sites * case.states**power
     if name == "torch-struct" and case.states >= 128:
         return f"needs {cells * 4 / 2**30:.0f} GiB or more: O(sites states^3)"
+    if (name, query) in COPIES and COPIES[name, query] * cells * 4 > MOST:
+        return f"needs {COPIES[name, query] * cells * 4 / 2**30:.0f} GiB"
     seconds = RATES[name][query] * cells
     return f"predicted {seconds:.0f} s a call" if seconds > LONGEST else ""
 

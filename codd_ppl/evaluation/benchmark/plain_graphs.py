@@ -45,10 +45,8 @@ def tree_log_partition(inputs: Inputs) -> Tensor:
     scales, tables = list[Tensor](), inputs.table.exp().unbind(1)
     for site in range(inputs.case.sites - 1, 0, -1):  # a parent comes before its children
         belief, parent = beliefs[site], inputs.parents[site]
-        if belief is None:
-            message = tables[site - 1].sum(-1)
-        else:
-            message = torch.bmm(tables[site - 1], belief[..., None])[..., 0]
+        table = tables[site - 1]
+        message = table.sum(-1) if belief is None else torch.bmm(table, belief[..., None])[..., 0]
         scale = message.sum(-1, keepdim=True)
         scales.append(scale)
         own, message = beliefs[parent], message / scale

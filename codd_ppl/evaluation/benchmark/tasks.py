@@ -17,7 +17,7 @@ from codd_ppl.evaluation.benchmark.peers import peer_candidates
 from codd_ppl.evaluation.benchmark.rounds import Candidate
 from codd_ppl.inference import log_score
 
-__all__ = ["TASKS", "Cell", "cells", "comparison"]
+__all__ = ["STREAMED", "TASKS", "Cell", "candidates", "cells", "comparison"]
 
 TASKS = {
     "T1": "log_partition, and its gradient",
@@ -39,6 +39,10 @@ QUERIES = {
 }
 
 
+STREAMED = ", streamed"
+"""Ends the name of plain code that takes the exponential of each edge's table when its turn comes."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One row of a table: a query on a case."""
@@ -55,8 +59,7 @@ class Cell:
     def candidates(self, threads: int = 1) -> tuple[Inputs, list[Candidate]]:
         """The inputs, and all who answer: plain code first, then ours, then the peers."""
         inputs = make_inputs(self.case)
-        peers = peer_candidates(self.query, inputs, threads) if self.case.layout in ("shared", "full") else []
-        return inputs, [*_plain(self.query, inputs), answers(self.query, inputs), *peers]
+        return inputs, candidates(self.query, inputs, threads)
 
 
 def cells(task: str, quick: bool = False) -> list[Cell]:
@@ -74,8 +77,11 @@ def cells(task: str, quick: bool = False) -> list[Cell]:
     return [Cell(task, query, case) for query in QUERIES[task] for case in cases]
 
 
-def _plain(query: str, inputs: Inputs) -> list[Candidate]:
-    return [Candidate(name, "plain", call, read=read) for name, call, read in _plain_calls(query, inputs)]
+def candidates(query: str, inputs: Inputs, threads: int = 1) -> list[Candidate]:
+    """All who answer a query: plain code first, then ours, then the peers."""
+    plains = [Candidate(name, "plain", call, read=read) for name, call, read in _plain_calls(query, inputs)]
+    peers = peer_candidates(query, inputs, threads) if inputs.case.layout in ("shared", "full") else []
+    return [*plains, answers(query, inputs), *peers]
 
 
 def _plain_calls(
@@ -86,7 +92,7 @@ def _plain_calls(
         assert inputs.emission is not None
         ready = inputs.emission.exp()
         call = plain_graphs.tokens_log_partition if query == "log_partition" else plain_graphs.tokens_sample
-        yield "plain (exp of emissions at hand)", partial(call, inputs, ready), _itself
+        yield "plain, exp kept", partial(call, inputs, ready), _itself
         yield "plain", partial(call, inputs), _itself
         return
     if layout == "tree":
@@ -106,7 +112,7 @@ def _plain_calls(
         for stream in streams:
             yield _named("plain autograd", stream), partial(plain.gradient, leaves, stream), read
         if query == "marginals":
-            yield "plain forward-backward", partial(plain.forward_backward, inputs), _first
+            yield "plain two passes", partial(plain.forward_backward, inputs), _first
     elif query == "mode":
         yield "plain", partial(plain.mode, inputs), _itself
     else:
@@ -114,7 +120,7 @@ def _plain_calls(
 
 
 def _named(name: str, stream: bool) -> str:
-    return f"{name} (exp edge by edge)" if stream else name
+    return name + STREAMED if stream else name
 
 
 def _itself(result: Any) -> Any:
