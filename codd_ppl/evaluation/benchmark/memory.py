@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
@@ -16,8 +17,7 @@ __all__ = ["peak_bytes", "peaks"]
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Largest sum of live CPU allocations during the call, its result included."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it reports its own start and stop
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         answer = call()
     del answer
     live = top = 0
@@ -37,3 +37,16 @@ def peaks(case: Case) -> dict[str, dict[str, float]]:
                 candidate.call()
                 found.setdefault(query, {})[candidate.name] = peak_bytes(candidate.call) / case.bytes
     return found
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler announces its start and stop from C++, and no setting of its log silences that."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
