@@ -17,6 +17,7 @@ from codd_ppl.evaluation.benchmark import (
     plain,
     plain_graphs,
     report,
+    rounds,
     scaling,
     tasks,
 )
@@ -39,6 +40,7 @@ LIMITS = Limits(gemm=1e11, copy=1e10, exp=1e9, op=1e-6)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tiny case of each layout; no call that takes long."""
     monkeypatch.setattr(peers, "LONGEST", 0.1)
+    monkeypatch.setattr(rounds, "ROUNDS", 1)
     monkeypatch.setattr(
         tasks,
         "cells",
@@ -216,6 +218,8 @@ def test_targets_take_the_fastest_rival():
 
 
 def test_every_part_is_in_the_files(tmp_path, few, monkeypatch, capsys):
+    hard = numerics.problems(quick=True)[-1:]
+    monkeypatch.setattr(numerics, "problems", lambda quick: hard)
     monkeypatch.setattr(scaling, "AXES", ("sites",))
     settings = BenchmarkSettings(quick=True, cell_seconds=0.001)
     benchmark_inference(tmp_path / "out", settings, "codd bench inference")

@@ -91,6 +91,7 @@ def benchmark_inference(
         for part in settings.parts:
             shown = len(report.sheets(result))
             _run(part, result, settings, end, console)
+            result.about["load at the end"] = _load()
             report.save(result, output)
             for sheet in report.sheets(result)[shown:]:
                 console.print(sheet.rich())
@@ -142,10 +143,16 @@ def _about(settings: BenchmarkSettings, command: str) -> dict[str, object]:
         "date": datetime.date.today().isoformat(),
         "device": _processor(),
         "cores": os.cpu_count(),
+        "load": _load(),
         "threads": settings.threads,
         "python": platform.python_version(),
         "versions": found | versions(),
     }
+
+
+def _load() -> float | None:
+    """Processes that wanted to run in the last minute; what is above the threads asked for disturbs the times."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:
