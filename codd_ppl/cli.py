@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("what", choices=["inference"])
     bench.add_argument("--quick", action="store_true", help="small sizes, a minute")
     bench.add_argument("--only", help="parts, such as T1,T3,numerics; all if left out")
-    bench.add_argument("--budget", type=float, default=900.0, help="seconds; no cell is begun later")
+    bench.add_argument("--budget", type=float, default=1800.0, help="seconds; no cell is begun later")
     bench.add_argument("--threads", type=int, default=1)
     bench.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
     bench.set_defaults(run=_bench)

@@ -167,6 +167,20 @@ def test_peers_that_take_too_long_are_not_called():
     assert not peers._obstacle("dynamax", "log_partition", Case("shared", 8, 32, 128))
 
 
+def test_a_wrong_answer_is_marked():
+    timings = {
+        "plain": Timing("plain", [1.0]),
+        OURS: Timing("ours", [1.0]),
+        "x": Timing("peer", [1.0], error=float("nan")),
+    }
+    result = Result({}, LIMITS, [(Cell("T1", "log_partition", CHAINS[0]), timings)])
+    assert any("x is wrong at 2,5,3" in note for sheet in report.sheets(result) for note in sheet.notes)
+    assert (
+        json.loads(json.dumps(result.to_dict(), allow_nan=False))["cells"][0]["candidates"]["x"]["error"]
+        == "nan"
+    )
+
+
 def test_limits_are_rates():
     found = measure_limits(0.001)
     assert all(value > 0 for value in found.to_dict().values())
@@ -223,14 +237,14 @@ def test_every_part_is_in_the_files(tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "AXES", ("sites",))
     settings = BenchmarkSettings(quick=True, cell_seconds=0.001)
     benchmark_inference(tmp_path / "out", settings, "codd bench inference")
-    data = json.loads((tmp_path / "out" / "inference.json").read_text())
+    data = json.loads((tmp_path / "out" / "inference_cpu.json").read_text())
     assert {row["task"] for row in data["cells"]} == set(TASKS)
     assert {row["query"] for row in data["cells"]} == {q for qs in tasks.QUERIES.values() for q in qs}
     assert all(row["candidates"][OURS]["median"] > 0 and row["limit"] > 0 for row in data["cells"])
     assert data["memory"] and data["numerics"] and data["scaling"][0]["slope"] and data["targets"]
     assert set(data["about"]) >= {"command", "date", "device", "threads", "versions"}
     assert not data["skipped"]
-    page = (tmp_path / "out" / "inference.md").read_text()
+    page = (tmp_path / "out" / "inference_cpu.md").read_text()
     printed = capsys.readouterr().out
     for title in (
         "Ratios of codd_ppl against targets",
@@ -240,9 +254,9 @@ def test_every_part_is_in_the_files(tmp_path, few, monkeypatch, capsys):
     ):
         assert title in page and title in printed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "inference.json",
-        "inference.md",
-        "inference.png",
+        "inference_cpu.json",
+        "inference_cpu.md",
+        "inference_cpu.png",
     ]
 
 
@@ -254,8 +268,8 @@ def test_a_missing_peer_is_shown_as_such(tmp_path, few, monkeypatch):
     settings = BenchmarkSettings(("T1",), quick=True, cell_seconds=0.001)
     result = benchmark_inference(tmp_path, settings)
     assert result.cells[0][1]["torch-struct"].reason == "not installed"
-    assert "torch-struct: not installed" in (tmp_path / "inference.md").read_text()
-    row = json.loads((tmp_path / "inference.json").read_text())["cells"][0]["candidates"]["dynamax"]
+    assert "torch-struct: not installed" in (tmp_path / "inference_cpu.md").read_text()
+    row = json.loads((tmp_path / "inference_cpu.json").read_text())["cells"][0]["candidates"]["dynamax"]
     assert row["median"] is None and row["reason"] == "not installed"
 
 
@@ -266,7 +280,7 @@ def test_the_budget_lists_what_is_left(tmp_path, few):
     settings = BenchmarkSettings(("T1", "scaling"), quick=True, budget=1e-9, cell_seconds=0.001)
     result = benchmark_inference(tmp_path, settings)
     assert not result.cells and len(result.skipped) == 4 + 3
-    assert "Not measured" in (tmp_path / "inference.md").read_text()
+    assert "Not measured" in (tmp_path / "inference_cpu.md").read_text()
 
 
 def test_ctrl_c_leaves_whole_files(tmp_path, few, monkeypatch, capsys):
@@ -276,14 +290,14 @@ def test_ctrl_c_leaves_whole_files(tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr(numerics, "errors", interrupt)
     words = ["bench", "inference", "--quick", "--only", "T6,numerics", "--output", str(tmp_path)]
     assert main(words) == 130
-    data = json.loads((tmp_path / "inference.json").read_text())
+    data = json.loads((tmp_path / "inference_cpu.json").read_text())
     assert {row["task"] for row in data["cells"]} == {"T6"} and data["about"]["command"].endswith(
         "T6,numerics"
     )
     monkeypatch.setattr(report.os, "replace", interrupt)
-    before = (tmp_path / "inference.json").read_bytes()
+    before = (tmp_path / "inference_cpu.json").read_bytes()
     assert main([*words[:4], "T6", *words[5:]]) == 130
-    assert (tmp_path / "inference.json").read_bytes() == before
+    assert (tmp_path / "inference_cpu.json").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
 

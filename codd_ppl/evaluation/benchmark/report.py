@@ -91,6 +91,16 @@ def _targets(result: Result) -> Sheet:
     )
 
 
+def _ratios(result: Result) -> Sheet:
+    """Every ratio that a target is about."""
+    rows = []
+    for t in targets(result):
+        for case, ratio in t.ratios.items():
+            reached = "yes" if t.least <= ratio <= t.most else "no"
+            rows.append([t.name, case, f"{ratio:.3g}", f"{t.most:g}", reached])
+    return Sheet("Every ratio", ["ratio", "case", "measured", "target", "reached"], rows)
+
+
 def _machine(result: Result) -> Sheet:
     limits = result.limits
     rows = [
@@ -172,15 +182,15 @@ def write(path: Path, text: str) -> None:
 
 
 def save(result: Result, folder: Path) -> list[Path]:
-    """inference.json, inference.md and, if there are curves, inference.png: the paths written."""
+    """inference_cpu.json, .md and, if there are curves, .png: the paths written."""
     from codd_ppl.evaluation.benchmark.figure import plot_curves
     from codd_ppl.evaluation.plots import save_figure
 
-    paths = [folder / "inference.json", folder / "inference.md"]
+    paths = [folder / "inference_cpu.json", folder / "inference_cpu.md"]
     write(paths[0], json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
-    about = "\n".join(sheet.markdown() for sheet in sheets(result))
+    about = "\n".join(sheet.markdown() for sheet in [*sheets(result), _ratios(result)])
     write(paths[1], f"# codd bench inference\n\n{about}")
     if result.curves:
-        paths.append(folder / "inference.png")
+        paths.append(folder / "inference_cpu.png")
         save_figure(plot_curves(result.curves), paths[-1])
     return paths

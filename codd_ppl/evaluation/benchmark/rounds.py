@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Timing:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; times in seconds."""
         least = min(self.seconds) if self.seconds else None
-        figures = {"median": self.median, "min": least, "calls": len(self.seconds), "error": self.error}
+        error = None if self.error is None else self.error if math.isfinite(self.error) else str(self.error)
+        figures = {"median": self.median, "min": least, "calls": len(self.seconds), "error": error}
         return {"kind": self.kind, **figures, "reason": self.reason}
 
 

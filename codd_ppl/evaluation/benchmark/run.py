@@ -47,7 +47,7 @@ class BenchmarkSettings:
 
     parts: tuple[str, ...] = PARTS
     quick: bool = False
-    budget: float = 900.0
+    budget: float = 1800.0
     cell_seconds: float = 4.0
     threads: int = 1
 
@@ -68,7 +68,7 @@ class BenchmarkSettings:
 def benchmark_inference(
     output: Path, settings: BenchmarkSettings | None = None, command: str = "", console: Console | None = None
 ) -> Result:
-    """Measure, print the tables, and write inference.json, inference.md and inference.png to ``output``.
+    """Measure, print the tables, and write inference_cpu.json, .md and .png to ``output``.
 
     Each candidate answers in this process, one call each in turn (`measure`). The files are written anew after each
     part, whole, so that an interrupted run leaves the parts that were done.
