@@ -21,7 +21,7 @@ from codd_ppl.evaluation.benchmark.cases import Case
 from codd_ppl.evaluation.benchmark.limits import measure_limits
 from codd_ppl.evaluation.benchmark.peers import versions
 from codd_ppl.evaluation.benchmark.result import Result
-from codd_ppl.evaluation.benchmark.rounds import measure
+from codd_ppl.evaluation.benchmark.rounds import Clock, measure
 from codd_ppl.evaluation.benchmark.tasks import TASKS, cells, comparison
 
 __all__ = ["PARTS", "BenchmarkSettings", "benchmark_inference"]
@@ -43,13 +43,15 @@ class BenchmarkSettings:
         budget: seconds after which no further cell is begun; those left are listed.
         cell_seconds: of timed calls in one cell.
         threads: of torch.
+        clock: as for `measure`.
     """
 
     parts: tuple[str, ...] = PARTS
     quick: bool = False
     budget: float = 1800.0
-    cell_seconds: float = 4.0
+    cell_seconds: float = 2.0
     threads: int = 1
+    clock: Clock = time.perf_counter
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]
@@ -86,7 +88,9 @@ def benchmark_inference(
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        result = Result(_about(settings, command), measure_limits(0.05 if settings.quick else 0.5))
+        result = Result(
+            _about(settings, command), measure_limits(0.05 if settings.quick else 0.5, settings.clock)
+        )
         end = time.monotonic() + settings.budget
         for part in settings.parts:
             shown = len(report.sheets(result))
@@ -120,7 +124,7 @@ def _run(part: str, result: Result, settings: BenchmarkSettings, end: float, con
             status.update(cell.name)
             inputs, candidates = cell.candidates(settings.threads)
             compare = comparison(cell.query, inputs, candidates)
-            result.cells.append((cell, measure(candidates, seconds, compare)))
+            result.cells.append((cell, measure(candidates, seconds, compare, settings.clock)))
             del inputs, candidates, compare
             gc.collect()
         if part == "memory" and not late(part):
@@ -133,7 +137,7 @@ def _run(part: str, result: Result, settings: BenchmarkSettings, end: float, con
         for axis in scaling.AXES if part == "scaling" else ():
             if not late(f"scaling in {axis}"):
                 status.update(f"scaling in {axis}")
-                result.curves += scaling.curves(axis, quick, seconds)
+                result.curves += scaling.curves(axis, quick, seconds, settings.clock)
 
 
 def _about(settings: BenchmarkSettings, command: str) -> dict[str, object]:
@@ -145,6 +149,7 @@ def _about(settings: BenchmarkSettings, command: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "load": _load(),
         "threads": settings.threads,
+        "clock": "wall" if settings.clock is time.perf_counter else "processor time of the process",
         "python": platform.python_version(),
         "versions": found | versions(),
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codd_ppl.evaluation.benchmark.cases import Case, make_inputs
 from codd_ppl.evaluation.benchmark.ours import answers
-from codd_ppl.evaluation.benchmark.rounds import Candidate, measure
+from codd_ppl.evaluation.benchmark.rounds import Candidate, Clock, measure
 
 __all__ = ["AXES", "Curve", "curves", "slope"]
 
@@ -45,7 +46,9 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return statistics.linear_regression(*logs).slope
 
 
-def curves(axis: str, quick: bool = False, budget: float = 6.0) -> list[Curve]:
+def curves(
+    axis: str, quick: bool = False, budget: float = 6.0, clock: Clock = time.perf_counter
+) -> list[Curve]:
     """Measure an axis: chains with a shared table, 32 states (sites), 32 sites (states), or tokens (vocab)."""
     sizes: tuple[int, ...]
     queries: tuple[str, ...]
@@ -68,7 +71,7 @@ def curves(axis: str, quick: bool = False, budget: float = 6.0) -> list[Curve]:
         named = [
             Candidate(str(size), "ours", c.call, read=c.read) for size, c in zip(sizes, each, strict=True)
         ]
-        timings = measure(named, budget)
+        timings = measure(named, budget, clock=clock)
         medians = tuple(t.median or math.nan for t in timings.values())
         found.append(Curve(axis, query, sizes, medians))
     return found
