@@ -48,16 +48,25 @@ def _cards(graph: FactorGraph) -> list[int]:
 def _scores(graph: FactorGraph, log_potentials: LogPotentials) -> list[tuple[tuple[str, ...], Tensor]]:
     """Every term of the sum of log-potentials, as (scope, table of shape (*batch, *cardinalities))."""
     terms: list[tuple[tuple[str, ...], Tensor]] = []
+    stacked = {
+        name: log_potentials[key].select(-1 - graph.factors[name].order, place)
+        for key in log_potentials
+        if isinstance(key, tuple)
+        for place, name in enumerate(key)
+        if name in graph.factors and key[0] not in graph.variables
+    }
     for factor in graph.factors.values():
-        key = factor.name if factor.name in log_potentials else factor.tie
-        if key is None or key not in log_potentials:
+        table = log_potentials.get(
+            factor.name, stacked.get(factor.name, log_potentials.get(factor.tie or ""))
+        )
+        if table is None:
             raise PotentialsError(f"factor {factor.name!r} has no log-potentials under its name or its tie")
-        terms.append((factor.scope, log_potentials[key]))
+        terms.append((factor.scope, table))
     for name in graph.variables:
         if name in log_potentials and name not in graph.factors:  # else it is that factor's own table
             terms.append(((name,), log_potentials[name]))
     for names, table in log_potentials.items():
-        if isinstance(names, tuple):
+        if isinstance(names, tuple) and names[0] in graph.variables:
             terms += [((name,), row) for name, row in zip(names, table.unbind(-2), strict=True)]
     return terms
 
@@ -133,7 +142,8 @@ def brute_marginals(
             result[factor.name] = table
     for key in log_potentials:
         if isinstance(key, tuple):
-            result[key] = torch.stack([marginal((name,)) for name in key], -2)
+            scopes = [(name,) if name in graph.variables else graph.factors[name].scope for name in key]
+            result[key] = torch.stack([marginal(scope) for scope in scopes], lead)
     return result
 
 

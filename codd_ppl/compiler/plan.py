@@ -177,6 +177,13 @@ class ContractionPlan:
         )
 
     @cached_property
+    def step_of(self) -> Mapping[str, tuple[int, int]]:
+        """Factor of order two or more -> (step, position in it)."""
+        return MappingProxyType(
+            {m.factor: (s, g) for s, step in enumerate(self.steps) for g, m in enumerate(step.messages)}
+        )
+
+    @cached_property
     def run_factors(self) -> Mapping[int, frozenset[str]]:
         """First step of a run -> names of the run's factors."""
         return MappingProxyType(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from codd_ppl.inference.scan import DownScan
-from codd_ppl.inference.tables import Key
+from codd_ppl.inference.tables import Key, picked
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Downward
 
 __all__ = ["expected", "factor_counts"]
@@ -20,9 +21,9 @@ def expected(down: Downward, key: Key, weight: Tensor, like: Tensor) -> Tensor:
     tables, plan = down.tables, down.plan
     per_batch = like.dim() > len(tables.shapes[key])
     weight = weight.to(tables.dtype)
-    if isinstance(key, tuple) or key in plan.variable:
+    if key in tables.layout.blocks or key in plan.variable:
         names = key if isinstance(key, tuple) else (key,)
-        total = down.marginal(names).exp() * weight[:, None, None]
+        total = down.probabilities(names) * weight[:, None, None]
         if not isinstance(key, tuple):
             total = total[:, 0]
     else:
@@ -33,14 +34,16 @@ def expected(down: Downward, key: Key, weight: Tensor, like: Tensor) -> Tensor:
     return total.sum_to_size(like.shape).to(like.dtype)
 
 
-def factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bool) -> Tensor:
+def factor_counts(down: Downward, key: Key, weight: Tensor | None, per_batch: bool) -> Tensor:
     """Weighted marginal of a factor, or their sum over the factors of a tie: (batch or 1, *cardinalities).
 
-    With ``per_batch=False`` the batch is summed already, so that a shared table never meets the batch dimension.
+    For a tuple of factors theirs are stacked, (batch or 1, len, *cardinalities). With ``per_batch=False`` the batch
+    is summed already, so that a shared table never meets the batch dimension.
     """
     plan, tables = down.plan, down.tables
-    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
-    names = {n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw}
+    if isinstance(key, tuple):
+        return _stacked_counts(down, key, weight, per_batch)
+    names = tables.users([key])
     parts = []
     for name in (n for n in names if plan.factor[n].order == 1):
         marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
@@ -51,6 +54,7 @@ def factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bo
         found = down.scan(run.start) if steps else None
         if found is not None:
             counts = _run_counts(found[0], [i - run.start for i in steps], weight, per_batch)
+            counts = counts[:, 0] if counts.shape[1] == 1 else counts.sum(1)
             parts.append(counts.movedim(-1, 1 + plan.steps[run.start].parent_axis))
             done.update(steps)
     for index, step in enumerate(plan.steps):
@@ -58,29 +62,79 @@ def factor_counts(down: Downward, key: str, weight: Tensor | None, per_batch: bo
         if where and index not in done:
             counts = _step_counts(down, index, where, weight, per_batch)
             parts.append(counts.movedim(-1, 1 + step.parent_axis))
+    if not parts:  # a factor or tie whose factors all have their tables under other keys
+        shape = tables.shapes[key]
+        parts.append(torch.zeros((1, *shape), dtype=tables.dtype, device=tables.device))
     return sum(parts[1:], parts[0])
 
 
+def _stacked_counts(down: Downward, key: tuple[str, ...], weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Marginals of the factors that a tuple names, (batch or 1, len, *cardinalities); 0 for those with own tables."""
+    plan, tables = down.plan, down.tables
+    names = tables.users([key])
+    for run in plan.runs:
+        factors = tuple(s.messages[0].factor for s in plan.steps[run.start : run.stop])
+        found = down.scan(run.start) if names == plan.run_factors[run.start] == set(key) else None
+        if found is None:
+            continue
+        if found[0].edges is not None:
+            whole: Tensor = found[0].edges
+            return whole if per_batch else whole.sum(0, keepdim=True)
+        counts = _run_counts(found[0], list(range(len(factors))), weight, per_batch)
+        counts = counts.movedim(-1, 2 + plan.steps[run.start].parent_axis)
+        places = {name: i for i, name in enumerate(factors)}
+        order = tuple(places[name] for name in key)
+        return picked(counts, order)
+    nothing = torch.zeros((1, *tables.shapes[key][1:]), dtype=tables.dtype, device=tables.device)
+    each = [_one(down, name, weight, per_batch) if name in names else nothing for name in key]
+    return torch.stack(torch.broadcast_tensors(*each), dim=1)
+
+
+def _one(down: Downward, name: str, weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Weighted marginal of one factor, (batch or 1, *cardinalities)."""
+    plan = down.plan
+    if plan.factor[name].order == 1:
+        return _weighted(down.marginal(plan.factor[name].scope)[:, 0].exp(), weight, per_batch)
+    index, g = plan.step_of[name]
+    found = down.scan(index)
+    if found is None:
+        counts = _step_counts(down, index, [g], weight, per_batch)
+    else:
+        counts = _run_counts(found[0], [found[1]], weight, per_batch)[:, 0]
+    return counts.movedim(-1, 1 + plan.steps[index].parent_axis)
+
+
 def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_batch: bool) -> Tensor:
-    """Sum of the marginals of some steps of a run, (batch or 1, child, parent)."""
+    """Marginals of some steps of a run, (batch or 1, steps, child, parent); their sum if they share one table."""
+    path = scan.up.path
+    if scan.edges is not None:  # weighted already
+        each = [path.edge(scan.edges, k) for k in steps]
+        counts = each[0][:, None] if len(each) == 1 else torch.stack(each, dim=1)
+        return counts if per_batch else counts.sum(0, keepdim=True)
     child, parent = scan.weighted, scan.outside
     if len(steps) < child.shape[1]:
         child, parent = child[:, steps], parent[:, steps]
     if weight is not None:
         child = child * weight[:, None, None]
-    if parent.shape[0] != child.shape[0]:
-        child, parent = (v.expand(child.shape[0] * parent.shape[0], -1, -1) for v in (child, parent))
-    tables = [scan.up.linear[k] for k in steps]
-    if scan.up.shared:
-        if per_batch or tables[0].dim() == 3:
+    if path.shared:
+        if per_batch or path.batch != 1:
             counts = torch.einsum("bkn,bkm->bnm", child, parent)
         else:
             counts = (child.flatten(0, 1).T @ parent.flatten(0, 1))[None]
-        counts = counts * tables[0]
+        counts = (counts * path.linear[0])[:, None]
+    elif path.kept:
+        linear = path.linear[0] if len(steps) == path.steps else path.linear[0][:, steps]
+        if per_batch or path.batch != 1:
+            counts = child[..., None] * linear * parent[..., None, :]
+        else:
+            counts = (torch.einsum("bkn,bkm->knm", child, parent) * linear[0])[None]
     else:
-        pairs = zip(child.unbind(1), parent.unbind(1), tables, strict=True)
-        each = [c[:, :, None] * p[:, None] * t for c, p, t in pairs]
-        counts = sum(each[1:], each[0])
+        pairs = zip(child.unbind(1), parent.unbind(1), steps, strict=True)
+        if per_batch or path.batch != 1:
+            parts = [c[:, :, None] * p[:, None] * path.table(k) for c, p, k in pairs]
+        else:
+            parts = [((c.T @ p) * path.table(k))[None] for c, p, k in pairs]
+        counts = torch.stack(parts, dim=1)
     return counts if per_batch else counts.sum(0, keepdim=True)
 
 
@@ -96,7 +150,7 @@ def _step_counts(
     """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
     step, table = down.plan.steps[index], down.tables.step(index)
     everything = len(where) == len(step.messages)
-    if len(step.shape) == 2:
+    if len(step.shape) == 2 and not transforming():
         child, parent, largest = down.weights(index)
         if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
             child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])

@@ -10,6 +10,7 @@ from torch import Tensor
 from codd_ppl.errors import InfeasibleError
 from codd_ppl.inference.semirings import MaxSemiring
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Upward
 
 __all__ = ["require_feasible"]
@@ -29,6 +30,8 @@ def require_feasible(tables: Tables, total: Tensor) -> None:
         InfeasibleError: one isn't; the message names batch elements, the place where the evidence of one subtree
             leaves nothing possible, and the variables with hard evidence there.
     """
+    if transforming():
+        return
     full = (total == -torch.inf).expand(tables.batch)
     if not bool(full.any()):
         return

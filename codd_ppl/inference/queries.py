@@ -14,12 +14,14 @@ from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.inference.tree import Downward, Upward, outside, upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["entropy", "log_partition", "log_score", "marginals", "require_feasible"]
 
 
+@eager
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """log Z = log sum_x prod_f psi_f(x_f), exactly.
 
@@ -29,8 +31,8 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     Args:
         plan: from :func:`codd_ppl.compile`.
         log_potentials: factor or tie name -> (*batch, *cardinalities); variable name -> (*batch, cardinality)
-            unary evidence; tuple of variable names -> (*batch, len, cardinality). Batch shapes broadcast;
-            -inf means impossible.
+            unary evidence; tuple of variable names -> (*batch, len, cardinality); tuple of factor names ->
+            (*batch, len, *cardinalities). Batch shapes broadcast; -inf means impossible.
 
     Returns:
         (*batch) nats; -inf where no assignment is possible (with zero gradient).
@@ -40,6 +42,10 @@ def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float
     """
     if plan.route == "chain scan" and chain.usable(tables := Tables(plan, log_potentials)):
         return chain.log_partition(tables)
+    if transforming():
+        tables = Tables(plan, log_potentials)
+        _, total = upward(tables)
+        return total.expand(tables.batch).reshape(tables.batch_shape)
     result: Tensor = _LogPartition.apply(plan, tuple(log_potentials), *log_potentials.values())
     return result
 
@@ -64,10 +70,16 @@ class _LogPartition(torch.autograd.Function):
             up, _ = upward(Tables(ctx.plan, dict(zip(ctx.keys, tensors, strict=True))))
         wanted = [k for k, need in zip(ctx.keys, ctx.needs_input_grad[2:], strict=True) if need]
         weight = grad.reshape(-1)
-        counts = outside(up, lambda down: {k: expected(down, k, weight, up.tables.raw[k]) for k in wanted})
+        counts = outside(
+            up,
+            lambda down: {k: expected(down, k, weight, up.tables.raw[k]) for k in wanted},
+            up.tables.users(wanted),
+            weight.to(up.tables.dtype),
+        )
         return (None, None, *(counts.get(k) for k in ctx.keys))
 
 
+@eager
 def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
     """Exact marginals by one upward and one downward pass (differentiable).
 
@@ -76,8 +88,9 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
 
     Returns:
         The same keys plus every variable: a factor name -> (*batch, *cardinalities) joint probabilities of its
-        scope; a variable -> (*batch, cardinality); a tuple of variables -> (*batch, len, cardinality); a tie ->
-        (*batch, *cardinalities) expected counts, the sum over the factors that use its table.
+        scope; a variable -> (*batch, cardinality); a tuple of variables or factors -> the same, stacked in a
+        dimension behind the batch; a tie -> (*batch, *cardinalities) expected counts, the sum over the factors that
+        use its table.
 
     Raises:
         PotentialsError: as in :func:`log_partition`.
@@ -90,15 +103,16 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
     def query(down: Downward) -> dict[Key, Tensor]:
         result: dict[Key, Tensor] = {}
         for key in tables.raw:
-            if isinstance(key, tuple):
-                result[key] = down.marginal(key).exp()
+            if isinstance(key, tuple) and key in tables.layout.blocks:
+                result[key] = down.probabilities(key)
             elif key not in plan.variable:
                 result[key] = factor_counts(down, key, None, per_batch=True)
         for names in plan.by_cardinality:
-            result.update(zip(names, down.marginal(names).exp().unbind(1), strict=True))
+            result.update(zip(names, down.probabilities(names).unbind(1), strict=True))
         return result
 
-    return {key: _unflatten(tables, value) for key, value in outside(up, query).items()}
+    found = outside(up, query, tables.users(list(tables.raw)))
+    return {key: _unflatten(tables, value) for key, value in found.items()}
 
 
 def _unflatten(tables: Tables, value: Tensor) -> Tensor:
@@ -106,6 +120,7 @@ def _unflatten(tables: Tables, value: Tensor) -> Tensor:
     return value.expand(tables.batch, *event).reshape(*tables.batch_shape, *event)
 
 
+@eager
 def entropy(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the joint distribution of **all** variables, latents included.
 

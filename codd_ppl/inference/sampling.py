@@ -11,8 +11,11 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.max_scan import MaxScan
+from codd_ppl.inference.scan import UpScan
 from codd_ppl.inference.semirings import MaxSemiring
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.inference.tree import Upward, upward
 from codd_ppl.typing import Int, LogPotentials
 
@@ -39,6 +42,7 @@ def categorical(
     return found[..., 0] if draws is None else found
 
 
+@eager
 def sample(
     plan: ContractionPlan,
     log_potentials: LogPotentials,
@@ -67,13 +71,19 @@ def sample(
         rows = [len(s.messages) * prod(s.shape) // s.shape[s.parent_axis] for s in plan.steps]
         each = max(1, CHUNK // max(1, tables.batch * max(rows, default=1)))
         slices = [
-            _decode(up, min(each, draws - start), lambda log, n: categorical(log, generator, n))
+            _decode(
+                up,
+                min(each, draws - start),
+                lambda log, n: categorical(log, generator, n),
+                lambda scan, last: _path(scan, last, generator),
+            )
             for start in range(0, max(1, draws), each)
         ]
         shape = (*sample_shape, *tables.batch_shape)
         return {name: torch.cat([part[name] for part in slices]).reshape(shape) for name in plan.variable}
 
 
+@eager
 def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[Tensor, "*batch"]]:
     """A most probable joint assignment of all variables, latents included (max-product; Viterbi on chains).
 
@@ -88,17 +98,28 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
         tables = Tables(plan, log_potentials)
         up = Upward(tables, MaxSemiring())
         total = up.log_partition()  # of the roots' best scores: finite unless infeasible
-        if bool((~(total < torch.inf)).any()):
+        if not transforming() and bool((~(total < torch.inf)).any()):
             raise PotentialsError(f"log_potentials must be finite or -inf: {tables.bad_entries()}")
         require_feasible(tables, total)
-        best = _decode(up, 1, lambda log, n: log.argmax(-1, keepdim=True).expand(*log.shape[:-1], n))
+        best = _decode(up, 1, lambda log, n: log.argmax(-1, keepdim=True).expand(*log.shape[:-1], n), _path)
         return {name: value.reshape(tables.batch_shape) for name, value in best.items()}
 
 
-def _decode(up: Upward, draws: int, choose: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
+def _path(scan: UpScan | MaxScan, last: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Drawn or best values along a path, (draws, batch) -> (steps, draws, batch)."""
+    return scan.best(last[0])[:, None] if isinstance(scan, MaxScan) else scan.draw(last, generator)
+
+
+def _decode(
+    up: Upward,
+    draws: int,
+    choose: Callable[[Tensor, int], Tensor],
+    along: Callable[[UpScan | MaxScan, Tensor], Tensor],
+) -> dict[str, Tensor]:
     """Choose the roots, then every step's children given its parents: variable -> (draws, batch).
 
-    ``choose(log_weights, n)`` returns n values per row, in a last dimension.
+    ``choose(log_weights, n)`` returns n values per row, in a last dimension; ``along(scan, last)`` those of a path
+    given the values of its last variable.
     """
     plan, batch = up.plan, up.tables.batch
     values: dict[str, Tensor] = {}
@@ -111,6 +132,13 @@ def _decode(up: Upward, draws: int, choose: Callable[[Tensor, int], Tensor]) -> 
             chosen = choose(log, draws * batch).reshape(len(roots), draws, batch)
         values.update(zip(roots, chosen.unbind(0), strict=True))
     for index in range(len(plan.steps) - 1, -1, -1):
+        found = up.scan(index)
+        if found is not None:
+            run = found[0].run
+            if index == run.stop - 1:
+                path = along(found[0], values[run.variables[-1]])
+                values.update(zip(run.variables[:-1], path.unbind(0), strict=True))
+            continue
         step = plan.steps[index]
         parents = torch.stack([values[m.parent] for m in step.messages], -1)
         log = up.tables.step(index).rows(parents)

@@ -3,6 +3,8 @@
 Evidence and tables are scaled to a largest entry of 1, and every few steps so is the vector that goes along (Rabiner
 1989, "A tutorial on hidden Markov models", section V.A, with maxima and less often). That loses nothing as long as no
 product that comes out is near the smallest number; :meth:`LogSemiring.safe` sees it from the results.
+
+Arrays are laid out (steps, batch, n); with a table for each batch element, (steps, batch, 1, n).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
+from codd_ppl.inference.path_tables import PathTables
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
 
@@ -31,129 +34,213 @@ class UpScan:
         run: the path.
         base: log of what each child of the run believes without the run, (batch or 1, steps, n).
         semiring: says how often to scale, and collects what the safety check looks at.
+
+    Attributes:
+        a, o: all of them.
+        offset: log scales taken out of each message, (batch or 1, steps).
     """
 
     def __init__(self, tables: Tables, run: Run, base: Tensor, semiring: LogSemiring) -> None:
-        self.run, self.tables = run, tables.run(run)
-        self.steps, self.shared = run.stop - run.start, len(self.tables) == 1
-        scales = torch.cat([t.scale for t in self.tables], dim=1)
-        carried = base[:, 1:] + (scales if self.shared else scales[:, :-1])
-        self.base = torch.cat((base[:, :1].expand(carried.shape[0], -1, -1), carried), dim=1)
+        self.run, self.steps, stride = run, run.stop - run.start, semiring.stride
+        self.inplace = not (torch.is_grad_enabled() and tables.differentiable)
+        self.path = path = PathTables(tables, run, self.inplace)
+        # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
+        self.base = base
+        if path.gauge is not None:
+            carried = base[:, 1:] + path.gauge
+            self.base = torch.cat((base[:, :1].expand(carried.shape[0], -1, -1), carried), dim=1)
         top = self.base.detach().amax(-1, keepdim=True)
         top = torch.where(torch.isfinite(top), top, 0.0)
-        batch = max(self.base.shape[0], self.tables[0].log.shape[0]) if self.base.shape[0] else 0
-        self.rows = (self.base - top).exp().expand(batch, -1, -1).unbind(1)
-        linear = [
-            t.linear[0, 0].contiguous() if t.linear.shape[0] == 1 else t.linear[:, 0] for t in self.tables
-        ]
-        self.linear = linear * self.steps if self.shared else linear
-        self.a, self.o, self.scaled = list[Tensor](), list[Tensor](), list[Tensor]()
-        a, stride = self.rows[0], semiring.stride
-        for k in range(self.steps):
-            if k:
-                a = self.rows[k] * self.o[-1]
-            if k % stride == 0:
-                scale = a.detach().amax(-1, keepdim=True)
-                a = a / scale
-                self.scaled.append(scale)
-            self.a.append(a)
-            self.o.append(product(a, self.linear[k]))
-        self.offset = _spread([s.log() for s in self.scaled], stride, self.steps) + top[..., 0]
-        if self.rows[0].numel():
-            smallest = torch.stack(self.o, dim=1).detach().amin(-1) * _spread(
-                self.scaled, stride, self.steps, 1.0
-            )
-            semiring.watch(smallest.amin() / float(base.shape[-1]) ** min(stride, self.steps))
+        batch = max(base.shape[0], path.batch) if base.shape[0] else 0
+        rows = (self.base - top).exp().transpose(0, 1).expand(-1, batch, -1)
+        self.rows = rows.contiguous() if path.batch == 1 else rows[:, :, None].contiguous()
+        self.scan(stride)
+        scales = torch.stack([s.reshape(-1) for s in self._scaled], dim=1)
+        self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top[..., 0]
+        if path.scales is not None:
+            self.offset = self.offset + path.scales
+        if self.rows.numel():
+            smallest = self.o.detach().amin(-1).reshape(self.steps, -1).T
+            floor = (smallest * _spread(scales.detach(), stride, self.steps, 1.0)).amin()
+            semiring.watch(floor / float(base.shape[-1]) ** min(stride, self.steps))
+
+    def scan(self, stride: int) -> None:
+        """The loop: a, o, and the scales of every stride-th step."""
+        rows, scaled = self.rows.unbind(0), list[Tensor]()
+        multiply = torch.mm if self.path.batch == 1 else torch.bmm
+        if self.inplace:
+            self.a, self.o = torch.empty_like(self.rows), torch.empty_like(self.rows)
+            a, o = self.a.unbind(0), self.o.unbind(0)
+            a[0].copy_(rows[0])
+            for k in range(self.steps):
+                if k:
+                    torch.mul(rows[k], o[k - 1], out=a[k])
+                if k % stride == 0:
+                    scaled.append(a[k].amax(-1, keepdim=True))
+                    a[k].div_(scaled[-1])
+                multiply(a[k], self.path.table(k), out=o[k])
+        else:
+            each, out = list[Tensor](), list[Tensor]()
+            for k in range(self.steps):
+                vector = rows[k] * out[-1] if k else rows[k]
+                if k % stride == 0:
+                    scaled.append(vector.detach().amax(-1, keepdim=True))
+                    vector = vector / scaled[-1]
+                each.append(vector)
+                out.append(multiply(vector, self.path.table(k)))
+            self.a, self.o = torch.stack(each), torch.stack(out)
+        self._scaled = scaled
 
     def message(self, k: int) -> Tensor:
         """The log-message of step k with ``offset[:, k]`` taken out, (batch or 1, 1, n)."""
-        return self.o[k].log()[:, None] + self.tables[0 if self.shared else k].scale
+        log = self.o[k].log().reshape(-1, 1, self.o.shape[-1])
+        return log if self.path.gauge is None else log + self.path.gauge
 
     @cached_property
     def messages(self) -> Tensor:
         """All of them, (batch or 1, steps, n)."""
-        return torch.stack(self.o, dim=1).log() + torch.cat([t.scale for t in self.tables], dim=1)
+        log = batch_first(self.o).log()
+        return log if self.path.gauge is None else log + self.path.gauge
 
     def child(self, k: int) -> Tensor:
         """What the child of step k believes, (batch or 1, 1, n)."""
         own = self.base[:, k : k + 1]
-        return own if k == 0 else own + self.o[k - 1].log()[:, None]
+        return own if k == 0 else own + self.o[k - 1].log().reshape(-1, 1, own.shape[-1])
+
+    def draw(self, last: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Values of the run's children given its last parent's: (draws, batch) -> (steps, draws, batch).
+
+        p(c | p) is proportional to a_k(c) P_k(c, p): one gathered row a step, and its cumulative sum inverted.
+        """
+        draws, batch = last.shape
+        uniform = torch.rand(
+            (self.steps, draws, batch, 1), generator=generator, dtype=torch.float64, device=last.device
+        )
+        # The largest uniform number is 1 - 2^-53; a little less keeps its product with a sum below that sum.
+        targets, value = (uniform * (1 - 2**-50)).unbind(0), last
+        a, found = self.a.reshape(self.steps, -1, self.a.shape[-1]).unbind(0), [last] * self.steps
+        for k in range(self.steps - 1, -1, -1):
+            weights = self.path.rows(k, value).mul_(a[k]).cumsum(-1, dtype=torch.float64)
+            target = targets[k] * weights[..., -1:]
+            found[k] = value = torch.searchsorted(weights, target, right=True)[..., 0]
+        return torch.stack(found)
 
 
 class DownScan:
-    """Messages along a run away from the root, e_k = outside of step k's parent times its scale, d_k = P_k e_k."""
+    """Messages along a run away from the root, e_k = outside of step k's parent times its scale, d_k = P_k e_k.
 
-    def __init__(self, up: UpScan, outer: Tensor, semiring: LogSemiring) -> None:
-        self.up = up
-        log = outer + up.tables[-1].scale[:, 0]
+    Args:
+        up: the upward scan.
+        outer: what the last parent believes without the run, (batch or 1, n).
+        semiring: as in :class:`UpScan`.
+        edges: whether the factors' marginals will be asked for; large tables then give them as the loop goes by.
+        weight: of each batch element in them, (batch,), None: 1.
+    """
+
+    def __init__(
+        self, up: UpScan, outer: Tensor, semiring: LogSemiring, edges: bool, weight: Tensor | None
+    ) -> None:
+        self.up, path = up, up.path
+        log = outer if path.gauge is None else outer + path.gauge[:, 0]
         top = log.detach().amax(-1, keepdim=True)
-        e = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
-        back = [t.transpose(-1, -2) for t in (up.linear[:1] if up.shared else up.linear)]
-        back = [
-            t.contiguous() if t.dim() == 2 else t for t in back
-        ]  # a row times a table is fastest like this
-        es, ds, scaled = list[Tensor](), list[Tensor](), list[Tensor]()
-        for k in range(up.steps - 1, -1, -1):
-            if len(es) % semiring.stride == 0:
-                scale = e.detach().amax(-1, keepdim=True)
-                e = e / scale
-                scaled.append(scale)
-            d = product(e, back[0 if up.shared else k])
-            es.append(e)
-            ds.append(d)
-            if k:
-                e = up.rows[k] * d
-        self.e, self.d = es[::-1], ds[::-1]
-        if self.d[0].numel():
-            smallest = torch.stack(ds, dim=1).detach().amin(-1) * _spread(
-                scaled, semiring.stride, up.steps, 1.0
-            )
-            semiring.watch(smallest.amin() / float(outer.shape[-1]) ** min(semiring.stride, up.steps))
-            semiring.watch(self._belief.detach().sum(-1).amin())
+        first = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
+        first = first.reshape(-1, *up.rows.shape[2:]).expand(up.rows.shape[1:])
+        self.edges: Tensor | None = None
+        streamed = edges and up.inplace and not path.kept and path.batch == up.rows.shape[1]
+        into = path.edges_buffer() if streamed else None
+        self.scan(first, semiring.stride, into, weight)
+        if self.d.numel():
+            # The places of the scales count from the root, so turned around they fit the steps' order.
+            scales = torch.stack([s.reshape(-1) for s in self._scaled], dim=1)
+            spread = _spread(scales.detach(), semiring.stride, up.steps, 1.0).flip(1)
+            floor = (self.d.detach().amin(-1).reshape(up.steps, -1).T * spread).amin()
+            semiring.watch(floor / float(outer.shape[-1]) ** min(semiring.stride, up.steps))
+            semiring.watch(self._total.detach().amin())
+
+    def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> None:
+        """The loop: e, d, and with ``into`` the marginal of every edge in its place there."""
+        up, path, steps = self.up, self.up.path, self.up.steps
+        rows, scaled = up.rows.unbind(0), list[Tensor]()
+        multiply = torch.mm if path.batch == 1 else torch.bmm
+        if up.inplace:
+            self.e, self.d = torch.empty_like(up.rows), torch.empty_like(up.rows)
+            e, d = self.e.unbind(0), self.d.unbind(0)
+            e[-1].copy_(first)
+            for k in range(steps - 1, -1, -1):
+                if k < steps - 1:
+                    torch.mul(rows[k + 1], d[k + 1], out=e[k])
+                if (steps - 1 - k) % stride == 0:
+                    scaled.append(e[k].amax(-1, keepdim=True))
+                    e[k].div_(scaled[-1])
+                multiply(e[k], path.back(k), out=d[k])
+                if into is not None:
+                    share = up.a[k] / (up.a[k] * d[k]).sum(-1, keepdim=True)
+                    share = share.reshape(into.shape[0], -1, 1)
+                    if weight is not None:
+                        share = share * weight[:, None, None]
+                    edge = path.edge(into, k)
+                    torch.mul(path.table(k), share, out=edge).mul_(e[k].reshape(into.shape[0], 1, -1))
+            self.edges = into
+        else:
+            each, out = [first] * steps, [first] * steps
+            for k in range(steps - 1, -1, -1):
+                vector = rows[k + 1] * out[k + 1] if k < steps - 1 else first
+                if (steps - 1 - k) % stride == 0:
+                    scaled.append(vector.detach().amax(-1, keepdim=True))
+                    vector = vector / scaled[-1]
+                each[k] = vector
+                out[k] = multiply(vector, path.back(k))
+            self.e, self.d = torch.stack(each), torch.stack(out)
+        self._scaled = scaled
 
     @cached_property
     def _belief(self) -> Tensor:
-        return torch.stack(self.up.a, dim=1) * torch.stack(self.d, dim=1)
+        return batch_first(self.up.a * self.d)
+
+    @cached_property
+    def _total(self) -> Tensor:
+        return self._belief.sum(-1, keepdim=True)
 
     @cached_property
     def marginals(self) -> Tensor:
-        """Marginals of the run's children, (batch or 1, steps, n)."""
-        return self._belief / self._belief.sum(-1, keepdim=True)
+        """Marginals of the run's variables, the last parent included, (batch or 1, steps + 1, n)."""
+        last = batch_first(self.e[-1:] * self.up.o[-1:])
+        return torch.cat((self._belief / self._total, last / last.sum(-1, keepdim=True)), dim=1)
 
     @cached_property
     def weighted(self) -> Tensor:
         """a_k over its sum with P_k e_k, (batch or 1, steps, child): times P_k and e_k it is the edge's marginal."""
-        return torch.stack(self.up.a, dim=1) / self._belief.sum(-1, keepdim=True)
+        return batch_first(self.up.a) / self._total
 
     @cached_property
     def outside(self) -> Tensor:
         """e_k, (batch or 1, steps, parent)."""
-        return torch.stack(self.e, dim=1)
+        return batch_first(self.e)
 
     def message(self, k: int) -> Tensor:
         """The log-message of step k to its child up to a constant, (batch or 1, 1, n)."""
-        return self.d[k].log()[:, None]
+        return self.d[k].log().reshape(-1, 1, self.d.shape[-1])
 
     @cached_property
     def messages(self) -> Tensor:
         """All of them, (batch or 1, steps, n)."""
-        return torch.stack(self.d, dim=1).log()
+        return batch_first(self.d).log()
 
     def outer(self, k: int) -> Tensor:
         """What the parent of step k < last believes without its own step, up to a constant, (batch or 1, 1, n)."""
-        table = self.up.tables[0 if self.up.shared else k]
-        return self.up.base[:, k + 1 : k + 2] + self.message(k + 1) - table.scale
+        log = self.up.base[:, k + 1 : k + 2] + self.message(k + 1)
+        return log if self.up.path.gauge is None else log - self.up.path.gauge
 
 
-def product(vector: Tensor, table: Tensor) -> Tensor:
-    """(batch, n) times (n, m), or times (batch, n, m) row by row."""
-    return vector @ table if table.dim() == 2 else (vector[:, None] @ table)[:, 0]
+def batch_first(value: Tensor) -> Tensor:
+    """(steps, batch, n) or (steps, batch, 1, n) as (batch, steps, n)."""
+    return (value if value.dim() == 3 else value[:, :, 0]).transpose(0, 1)
 
 
-def _spread(scales: list[Tensor], stride: int, steps: int, fill: float = 0.0) -> Tensor:
-    """Scales (batch, 1) of every stride-th step as (batch, steps), ``fill`` in between."""
+def _spread(scales: Tensor, stride: int, steps: int, fill: float) -> Tensor:
+    """Scales (batch, every stride-th step) as (batch, steps), ``fill`` in between."""
     if stride == 1:
-        return torch.cat(scales, dim=1)
-    result = scales[0].new_full((scales[0].shape[0], steps), fill)
-    result[:, ::stride] = torch.cat(scales, dim=1)
+        return scales
+    result = scales.new_full((scales.shape[0], steps), fill)
+    result[:, ::stride] = scales
     return result

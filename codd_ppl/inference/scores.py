@@ -8,11 +8,13 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError, ShapeError
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.typing import Assignment, Float, LogPotentials
 
 __all__ = ["log_score"]
 
 
+@eager
 def log_score(
     plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment
 ) -> Float[Tensor, "..."]:
@@ -52,7 +54,7 @@ def log_score(
         message = torch.arange(table.shape[1], device=table.device)
         result = result + table[batch, message, rows].sum(-1, dtype=torch.float64)
     result = result.to(tables.dtype)
-    if bool((~(result < torch.inf)).any()):
+    if not transforming() and bool((~(result < torch.inf)).any()):
         raise PotentialsError(
             f"log_potentials must be finite or -inf: {tables.bad_entries()}. "
             "-inf means impossible; replace NaN and +inf before the call"
@@ -80,7 +82,11 @@ def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> d
         value = assignment[name]
         if value.is_floating_point() or value.dtype == torch.bool:
             raise ShapeError(f"assignment[{name!r}]: expected integers, found {value.dtype}")
-        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < variable.cardinality):
+        if (
+            not transforming()
+            and value.numel()
+            and not (int(value.min()) >= 0 and int(value.max()) < variable.cardinality)
+        ):
             raise ShapeError(
                 f"assignment[{name!r}]: expected values from 0 to {variable.cardinality - 1}, "
                 f"found {int(value.min())} to {int(value.max())}"

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, log_joint, log_normalized, safe_logsumexp
-from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.tables import StepTable, Tables, picked
+from codd_ppl.inference.transforms import transforming
 
 T = TypeVar("T")
 
@@ -37,18 +39,24 @@ class Upward:
         self.tables, self.plan, self.semiring = tables, tables.plan, semiring
         steps = len(self.plan.steps)
         self.offsets: dict[int, Tensor] = {}
-        self.scans: dict[int, UpScan] = {}
+        self.scans: dict[int, UpScan | MaxScan] = {}
         self._messages: list[Tensor | None] = [None] * steps
         self._children: list[list[Tensor] | None] = [None] * steps
         self._slices: dict[int, tuple[Tensor, ...]] = {}
-        self.scanning = isinstance(semiring, LogSemiring) and semiring.fast and bool(self.plan.runs)
+        self.scanning = bool(self.plan.runs) and (isinstance(semiring, MaxSemiring) or semiring.fast)
+        self.scanning = self.scanning and not transforming()
         runs = {run.start: run for run in self.plan.runs} if self.scanning else {}
         index = 0
         while index < steps:
-            if index in runs and isinstance(semiring, LogSemiring):
+            if index in runs:
                 run = runs[index]
                 base = self.stacked(run.variables[:-1], before=index)
-                self.scans[index] = scan = UpScan(tables, run, base, semiring)
+                scan = (
+                    MaxScan(tables, run, base)
+                    if isinstance(semiring, MaxSemiring)
+                    else UpScan(tables, run, base, semiring)
+                )
+                self.scans[index] = scan
                 self.offsets[index] = scan.offset
                 index = run.stop
                 continue
@@ -59,7 +67,7 @@ class Upward:
             self.offsets[index] = offset
             index += 1
 
-    def scan(self, index: int) -> tuple[UpScan, int] | None:
+    def scan(self, index: int) -> tuple[UpScan | MaxScan, int] | None:
         """The scan that runs a step, with the step's place in it; None where no scan does."""
         where = self.plan.run_of.get(index)
         return None if where is None or where[0] not in self.scans else (self.scans[where[0]], where[1])
@@ -155,11 +163,10 @@ def _sources(
 
 def gathered(whole: Tensor, places: tuple[int, ...]) -> Tensor:
     """Messages (batch, messages, n) at these places, 0 where the place is -1."""
-    if places[0] >= 0 and places == tuple(range(places[0], places[0] + len(places))):
-        return whole[:, places[0] : places[0] + len(places)]
     if -1 in places:
         whole = torch.cat((whole, torch.zeros_like(whole[:, :1])), dim=1)
-    return whole[:, torch.tensor(places, device=whole.device)]
+        places = tuple(whole.shape[1] - 1 if p == -1 else p for p in places)
+    return picked(whole, places)
 
 
 def _by_batch(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -190,19 +197,35 @@ def upward(tables: Tables) -> tuple[Upward, Tensor]:
 
 def _attempts(plan: ContractionPlan) -> list[LogSemiring]:
     """The fast routes, fastest first, and log space, which is always right."""
+    if transforming():
+        return [LogSemiring(fast=False)]
     often = [LogSemiring(fast=True, stride=1)] if plan.runs else []
     return [LogSemiring(fast=True), *often, LogSemiring(fast=False)]
 
 
 def _finite(total: Tensor) -> bool:
-    return bool((total < torch.inf).all())
+    return transforming() or bool((total < torch.inf).all())
 
 
 class Downward:
-    """Roots to leaves: for every factor the outside message at its parent; for every child the message to it."""
+    """Roots to leaves: for every factor the outside message at its parent; for every child the message to it.
 
-    def __init__(self, up: Upward, semiring: LogSemiring) -> None:
+    Args:
+        up: the upward pass.
+        semiring: fast or not.
+        wanted: names of the factors whose marginals will be asked for.
+        weight: of each batch element in these marginals, None: 1.
+    """
+
+    def __init__(
+        self,
+        up: Upward,
+        semiring: LogSemiring,
+        wanted: frozenset[str] = frozenset(),
+        weight: Tensor | None = None,
+    ) -> None:
         self.up, self.plan, self.tables, self.semiring = up, up.plan, up.tables, semiring
+        self.wanted, self.weight = wanted, weight
         self.fast = semiring.fast
         self._outside: dict[str, list[Tensor]] = {}
         self._to_children: dict[tuple[int, int], Tensor] = {}
@@ -214,11 +237,14 @@ class Downward:
         found = self.up.scan(index) if self.fast else None
         if found is None:
             return None
-        run = found[0].run
+        up, place = found
+        assert isinstance(up, UpScan)
+        run = up.run
         if run.start not in self._scans:
             last = self._outer_of(run.stop - 1)[:, 0]
-            self._scans[run.start] = DownScan(found[0], last, self.semiring)
-        return self._scans[run.start], found[1]
+            edges = not self.wanted.isdisjoint(self.plan.run_factors[run.start])
+            self._scans[run.start] = DownScan(up, last, self.semiring, edges, self.weight)
+        return self._scans[run.start], place
 
     def outer(self, index: int) -> Tensor:
         """What the parents of a step believe without that step's own messages, (batch, messages, parent)."""
@@ -305,6 +331,14 @@ class Downward:
         """
         return log_normalized(self._from_above(names, self.up.stacked(names)), -1)
 
+    def probabilities(self, names: tuple[str, ...]) -> Tensor:
+        """Marginals of variables of one cardinality, (batch or 1, len(names), cardinality); 0 where infeasible."""
+        found = _on_one_run(self.plan, names) if self.fast else None
+        scan = None if found is None else self.scan(found[0])
+        if found is None or scan is None:
+            return self.marginal(names).exp()
+        return picked(scan[0].marginals, found[1])
+
     def weights(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Children's and parent's linear weights whose outer product with the linear table is the factor marginal.
 
@@ -337,11 +371,32 @@ class Downward:
         return log if message is None else log[:, 0]
 
 
-def outside(up: Upward, query: Callable[[Downward], T]) -> T:
-    """Run a query on the downward pass, fast where provably safe, otherwise again in log space."""
+@lru_cache(maxsize=256)
+def _on_one_run(plan: ContractionPlan, names: tuple[str, ...]) -> tuple[int, tuple[int, ...]] | None:
+    """First step of the run that holds all of these variables, and their places on it."""
+    for run in plan.runs:
+        places = {name: i for i, name in enumerate(run.variables)}
+        if all(name in places for name in names):
+            return run.start, tuple(places[name] for name in names)
+    return None
+
+
+def outside(
+    up: Upward,
+    query: Callable[[Downward], T],
+    wanted: frozenset[str] = frozenset(),
+    weight: Tensor | None = None,
+) -> T:
+    """Run a query on the downward pass, fast where provably safe, otherwise again in log space.
+
+    Args:
+        up: the upward pass.
+        query: reads its result off the downward pass.
+        wanted, weight: as in :class:`Downward`.
+    """
     semirings = _attempts(up.plan) if getattr(up.semiring, "fast", False) else [LogSemiring(fast=False)]
     for semiring in semirings:
-        down = Downward(up, semiring)
+        down = Downward(up, semiring, wanted, weight)
         down.run()
         result = query(down)
         if semiring.safe():

@@ -1,0 +1,94 @@
+"""Max-product along a path (Viterbi 1967): one broadcast sum and one maximum a step, in memory that is used again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler.plan import Run
+from codd_ppl.inference.tables import Tables
+
+__all__ = ["MaxScan"]
+
+STRIDE = 16
+"""After so many steps the largest score is taken out, so that rounding does not grow with the length."""
+
+WIDE = 256
+"""From so many states on, maxima are taken along the last dimension, which is faster there."""
+
+ROOM = 1 << 21
+"""Largest number of sums that are held at once, unless a single batch element has more."""
+
+
+class MaxScan:
+    """Best scores along a run towards the root.
+
+        x_k = evidence and messages from elsewhere + m_{k-1},     m_k(p) = max_c x_k(c) + log psi_k(c, p).
+
+    Args:
+        tables: of the query.
+        run: the path.
+        base: log of what each child of the run believes without the run, (batch or 1, steps, n).
+
+    Attributes:
+        x, m: all of them, (steps, batch, n).
+        offset: what was taken out of each message, (batch, steps).
+    """
+
+    def __init__(self, tables: Tables, run: Run, base: Tensor) -> None:
+        self.run, self.steps = run, run.stop - run.start
+        logs, _, _ = tables.run(run)
+        self._logs = logs * self.steps if len(logs) == 1 else logs
+        batch = max(base.shape[0], *(t.shape[0] for t in logs)) if base.shape[0] else 0
+        base = base.transpose(0, 1).expand(-1, batch, -1)
+        self.x, self.m = base.new_empty(base.shape), base.new_empty(base.shape)
+        self.offset = base.new_zeros(batch, self.steps)
+        states = base.shape[-1]
+        wide = states >= WIDE
+        each = max(1, ROOM // states**2)
+        room = base.new_empty(min(each, batch), states, states)
+        rows, x, m = base.unbind(0), self.x.unbind(0), self.m.unbind(0)
+        columns = (self.x[:, :, None] if wide else self.x[..., None]).unbind(0)
+        flipped = [t.transpose(1, 2) for t in logs] if wide else logs
+        flipped = flipped * self.steps if len(logs) == 1 else flipped
+        for k in range(self.steps):
+            if k:
+                torch.add(rows[k], m[k - 1], out=x[k])
+            else:
+                x[0].copy_(rows[0])
+            if k % STRIDE == 0:
+                top = x[k].amax(-1, keepdim=True)
+                top = torch.where(torch.isfinite(top), top, 0.0)
+                x[k].sub_(top)
+                self.offset[:, k] = top[:, 0]
+            if batch <= each:
+                torch.add(columns[k], flipped[k], out=room)
+                torch.amax(room, 2 if wide else 1, out=m[k])
+                continue
+            for start in range(0, batch, each):
+                part = slice(start, start + each)
+                table = flipped[k] if flipped[k].shape[0] == 1 else flipped[k][part]
+                m[k][part] = (columns[k][part] + table).amax(2 if wide else 1)
+
+    def best(self, last: Tensor) -> Tensor:
+        """Best values of the run's children given its last parent's, (batch) -> (steps, batch)."""
+        batch, found = torch.arange(last.shape[0], device=last.device), [last] * self.steps
+        value, x = last, self.x.unbind(0)
+        for k in range(self.steps - 1, -1, -1):
+            table = self._logs[k].transpose(1, 2)
+            row = table[0].index_select(0, value) if table.shape[0] == 1 else table[batch, value]
+            found[k] = value = row.add_(x[k]).argmax(-1)
+        return torch.stack(found)
+
+    def message(self, k: int) -> Tensor:
+        """The message of step k with ``offset[:, k]`` taken out, (batch, 1, n)."""
+        return self.m[k][:, None]
+
+    @property
+    def messages(self) -> Tensor:
+        """All of them, (batch, steps, n)."""
+        return self.m.transpose(0, 1)
+
+    def child(self, k: int) -> Tensor:
+        """What the child of step k believes, (batch, 1, n)."""
+        return self.x[k][:, None]

@@ -1,0 +1,125 @@
+"""The tables along a path, in scaled linear space, a few steps at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler.plan import Run
+from codd_ppl.inference.tables import Tables
+
+__all__ = ["PathTables"]
+
+CHUNK = 1 << 18
+"""Entries of the tables that are turned into linear space at a time, so that they stay in the cache."""
+
+KEPT = 1 << 22
+"""All tables of a path are kept in linear space up to so many entries; larger ones are computed anew by each pass."""
+
+
+class PathTables:
+    """exp(log psi) of each step of a run, divided by a largest entry.
+
+    One table that all steps share is divided by its largest entry for each parent value, ``gauge``; tables of their
+    own by their largest entry, ``scales``.
+
+    Args:
+        tables: of the query.
+        run: the path.
+        inplace: nothing here is differentiated, so that memory may be used again.
+
+    Attributes:
+        batch: of the tables, 1 where all batch elements use the same.
+        kept: the linear tables of all steps are in memory, ``linear``.
+        gauge: (batch or 1, 1, parent) of a shared table, else None.
+        scales: (batch or 1, steps) of own tables, complete after one pass over them, else None.
+    """
+
+    def __init__(self, tables: Tables, run: Run, inplace: bool) -> None:
+        self.logs, self.places, self.flipped = tables.run(run)
+        self.steps, self.inplace = run.stop - run.start, inplace
+        self.batch = max(t.shape[0] for t in self.logs) if self.logs[0].shape[0] else 0
+        self.shared = len(self.logs) == 1
+        self.gauge: Tensor | None = None
+        self.scales: Tensor | None = None
+        self.linear: list[Tensor] = []
+        self._rows: Tensor | None = None
+        self._first, self._ahead, self._behind = -1, list[Tensor](), list[Tensor]()
+        if self.shared:
+            log, self.kept = self.logs[0], True
+            top = log.detach().amax(-2, keepdim=True)
+            self.gauge = torch.where(torch.isfinite(top), top, 0.0)
+            self.linear = [(log - self.gauge).exp()]
+            table = self.linear[0][0] if self.batch == 1 else self.linear[0]
+            self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
+            return
+        size = self.batch * self.logs[0].shape[1] * self.logs[0].shape[2]
+        self.kept = not inplace or size * self.steps <= KEPT
+        self.each = self.steps if self.kept else max(1, CHUNK // max(1, size))
+        self.scales = self.logs[0].new_zeros(self.batch, self.steps)
+        self._room: Tensor | None = None
+
+    def table(self, k: int) -> Tensor:
+        """The table of step k: (child, parent), or (batch, child, parent)."""
+        place = self._place(k)
+        return self._ahead[place]
+
+    def back(self, k: int) -> Tensor:
+        """Its transpose."""
+        place = self._place(k)
+        return self._behind[place]
+
+    def rows(self, k: int, values: Tensor) -> Tensor:
+        """Rows of step k for given values of the parent, (draws, batch) -> (draws, batch, child)."""
+        if self.shared and self.batch == 1:
+            if self._rows is None:
+                self._rows = self._behind[0].contiguous()
+            return self._rows.index_select(0, values.flatten()).reshape(*values.shape, -1)
+        kept = self.linear[0] if self.kept else None
+        table = self.logs[k] if kept is None else kept if self.shared else kept[:, k]
+        if table.shape[0] == 1:
+            row = table[0].T.index_select(0, values.flatten()).reshape(*values.shape, -1)
+        else:
+            row = table.transpose(1, 2)[torch.arange(table.shape[0], device=values.device), values]
+        if not self.kept:
+            assert self.scales is not None
+            row = (row - self.scales[:, k, None]).exp()
+        return row
+
+    def _place(self, k: int) -> int:
+        if self.shared:
+            return k
+        if not 0 <= self._first <= k < self._first + self.each:
+            self._load(k - k % self.each)
+        return k - self._first
+
+    def _load(self, start: int) -> None:
+        stop = min(start + self.each, self.steps)
+        some = [log.expand(self.batch, -1, -1) for log in self.logs[start:stop]]
+        log = some[0][:, None] if len(some) == 1 else torch.stack(some, dim=1)
+        top = log.detach().amax((-2, -1), keepdim=True)
+        top = torch.where(torch.isfinite(top), top, 0.0)
+        if not self.inplace:
+            linear = (log - top).exp()
+        else:
+            if self._room is None or self._room.shape != log.shape:
+                self._room = torch.empty_like(log)
+            linear = torch.sub(log, top, out=self._room).exp_()
+        assert self.scales is not None
+        self.scales[:, start:stop] = top[..., 0, 0]
+        if self.kept:
+            self.linear = [linear]
+        rows = linear[0] if self.batch == 1 else linear.transpose(0, 1)
+        self._first = start
+        self._ahead, self._behind = list(rows.unbind(0)), list(rows.transpose(-1, -2).unbind(0))
+
+    def edges_buffer(self) -> Tensor:
+        """Room for a value at each entry of each table, laid out as the tables were given: (batch, steps, ..)."""
+        n, m = self.logs[0].shape[1:]
+        shape = (m, n) if self.flipped else (n, m)
+        return self.logs[0].new_empty(self.batch, self.steps, *shape)
+
+    def edge(self, buffer: Tensor, k: int) -> Tensor:
+        """The part of such a buffer that belongs to step k, (batch, child, parent)."""
+        part = buffer[:, self.places[k]]
+        return part.transpose(1, 2) if self.flipped else part

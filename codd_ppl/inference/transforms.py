@@ -1,0 +1,43 @@
+"""Where queries meet PyTorch's transforms: torch.compile, and torch.func's grad, vmap and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["eager", "transforming"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func is active.
+
+    Then values can't be looked at, nor memory be used again: queries run in log space, which needs no check, through
+    ordinary differentiable operations, and skip the search for bad entries.
+    """
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def eager(query: Callable[P, T]) -> Callable[P, T]:
+    """A query that ``torch.compile`` of its caller leaves alone (a graph break) instead of unrolling it.
+
+    A plan is a list of hundreds of steps, and the fast route looks at its own result: tracing it would take minutes
+    and gain nothing.
+    """
+    opaque: list[Callable[P, T]] = []
+
+    @wraps(query)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            if not opaque:
+                # Not at import: it loads the compiler, which takes seconds.
+                opaque.append(torch.compiler.disable(query))
+            return opaque[0](*args, **kwargs)
+        return query(*args, **kwargs)
+
+    return call
