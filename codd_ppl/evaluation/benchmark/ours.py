@@ -40,7 +40,7 @@ def potentials(plan: ContractionPlan, inputs: Inputs) -> LogPotentials:
     """Log-potentials under the keys that fit: called, and timed, with each query."""
     case, found = inputs.case, dict[Any, Tensor]()
     if case.layout in ("full", "tree"):
-        found.update(zip(plan.factor, inputs.table.unbind(1), strict=True))
+        found[tuple(plan.factor)] = inputs.table  # all edges under one key, in the order of their declaration
         return found
     assert inputs.unary is not None
     found[_names(case.sites)] = inputs.unary
