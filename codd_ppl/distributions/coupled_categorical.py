@@ -17,6 +17,7 @@ from codd_ppl.errors import ConfigError, IntractableError, ShapeError, TokenErro
 from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.leaves import Leaves, absorb
 from codd_ppl.inference.projection import broadcasts
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
@@ -130,11 +131,18 @@ class CoupledCategorical(TorchDistribution):
         result[self.sites] = self.log_evidence
         return result
 
+    @cached_property
+    def _leaves(self) -> Leaves | None:
+        """The tokens taken out of the graph, where they hang on latents."""
+        return absorb(self.plan, self._potentials, self.sites, self.log_evidence, self.tokens, self.known)
+
     # -- probabilities -----------------------------------------------------------------------------
 
     @cached_property
     def log_partition(self) -> Float[Tensor, "*batch"]:
         """log Z of the masked sites given the known ones, nats."""
+        if self._leaves is not None:
+            return self._leaves.log_partition
         return log_partition(self.plan, self.log_potentials)
 
     def log_prob(
@@ -165,6 +173,8 @@ class CoupledCategorical(TorchDistribution):
             logs = self.log_evidence if self._normalized else self.log_evidence.log_softmax(-1)
             logs = logs.expand(*value.shape, self.vocab_size).gather(-1, value[..., None])[..., 0]
             total = torch.where(free, logs, 0.0).sum(-1)
+        elif self._leaves is not None:
+            total = self._leaves.log_clamped(value, free) - self.log_partition
         else:
             evidence = self._clamp(self.log_evidence, value, free)
             clamped = log_partition(self.plan, {**self._potentials, self.sites: evidence})
@@ -174,6 +184,9 @@ class CoupledCategorical(TorchDistribution):
     @cached_property
     def marginals(self) -> Float[Tensor, "*batch sites vocab"]:
         """Probability of each token at each site, given the known ones (one-hot there)."""
+        if self._leaves is not None:
+            self._require_feasible()
+            return self._leaves.marginals
         return marginals(self.plan, self.log_potentials)[self.sites]
 
     def entropy(
@@ -218,6 +231,9 @@ class CoupledCategorical(TorchDistribution):
         Raises:
             InfeasibleError: the known tokens are impossible.
         """
+        if self._leaves is not None:
+            self._require_feasible()
+            return self._leaves.sample(tuple(sample_shape), generator)
         drawn = sample(self.plan, self.log_potentials, tuple(sample_shape), generator)
         return torch.stack([drawn[name] for name in self.sites], -1)
 

@@ -8,7 +8,7 @@ from torch.distributions.kl import register_kl
 
 from codd_ppl.distributions.coupled_categorical import CoupledCategorical
 from codd_ppl.errors import IntractableError, ShapeError
-from codd_ppl.inference import marginals
+from codd_ppl.inference import kl
 from codd_ppl.typing import Float
 
 __all__ = ["kl_divergence"]
@@ -18,14 +18,12 @@ __all__ = ["kl_divergence"]
 def kl_divergence(p: CoupledCategorical, q: CoupledCategorical) -> Float[Tensor, "*batch"]:
     """KL(p || q) in nats, +inf where p allows what q forbids.
 
-    Exact on one graph without latents, from the marginals of its factors,
-
-        sum_f E_p[log psi_f^p - log psi_f^q] - log Z_p + log Z_q,
-
-    and by listing the support of any two when it is small.
+    Exact on one graph without latents (:func:`codd_ppl.inference.kl`), and by listing the support of any two when it
+    is small.
 
     Raises:
         ShapeError: sequences of other lengths or vocabularies.
+        InfeasibleError: known tokens of p or q that are impossible.
         IntractableError: latents (or two graphs) and a large support.
     """
     if p.event_shape != q.event_shape or p.vocab_size != q.vocab_size:
@@ -34,17 +32,7 @@ def kl_divergence(p: CoupledCategorical, q: CoupledCategorical) -> Float[Tensor,
             f"{tuple(q.event_shape)} x {q.vocab_size}"
         )
     if p.plan == q.plan and not any(v.latent for v in p.plan.variables):
-        both, other = p.log_potentials, q.log_potentials
-        if both.keys() == other.keys():
-            expected = marginals(p.plan, both)
-            total = q.log_partition - p.log_partition
-            for key, ours in both.items():
-                weight, theirs = expected[key], other[key]
-                order = weight.dim() - len(p.batch_shape)
-                gap = torch.where(weight > 0, ours - theirs, 0.0)
-                term = torch.where(weight > 0, weight * gap, 0.0)
-                total = total + term.flatten(term.dim() - order).sum(-1)
-            return total
+        return kl(p.plan, p.log_potentials, q.log_potentials)
     if p.has_enumerate_support:
         shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
         values = p.expand(shape).enumerate_support()

@@ -74,11 +74,12 @@ class PathTables:
         if self.shared and self.batch == 1:
             if self._rows is None:
                 self._rows = self._behind[0].contiguous()
-            return self._rows.index_select(0, values.flatten()).reshape(*values.shape, -1)
+            rows = self._rows.index_select(0, values.flatten())
+            return rows.reshape(*values.shape, rows.shape[1])
         kept = self.linear[0] if self.kept else None
         table = self.logs[k] if kept is None else kept if self.shared else kept[:, k]
         if table.shape[0] == 1:
-            row = table[0].T.index_select(0, values.flatten()).reshape(*values.shape, -1)
+            row = table[0].T[values]
         else:
             row = table.transpose(1, 2)[torch.arange(table.shape[0], device=values.device), values]
         if not self.kept:

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
+from codd_ppl.inference.path_projection import hidden_markov, sweep_path
 from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Upward
 from codd_ppl.typing import Bool, Float, LogPotentials
 
@@ -203,7 +205,10 @@ def project(
     count, vocab = log_targets.shape[-2:]
     target = log_targets.reshape(-1, count, vocab)
     flat = masked.expand(*batch_shape, count).reshape(-1, count)
-    weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
+    model = None if transforming() else hidden_markov(plan, tuple(sites))
+    weights = None if model is None else sweep_path(tables, model, sites, target, flat, sweeps, tolerance)
+    if weights is None and model is None and not transforming():
+        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
     if weights is None:
         weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
     assert weights is not None

@@ -144,9 +144,12 @@ class DownScan:
         log = outer if path.gauge is None else outer + path.gauge[:, 0]
         top = log.detach().amax(-1, keepdim=True)
         first = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
-        first = first.reshape(-1, *up.rows.shape[2:]).expand(up.rows.shape[1:])
+        # The last parent alone may have evidence for each batch element.
+        batch = max(first.shape[0], up.rows.shape[1]) if up.rows.shape[1] else 0
+        self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
+        first = first.reshape(-1, *up.rows.shape[2:]).expand(self.rows.shape[1:])
         self.edges: Tensor | None = None
-        streamed = edges and up.inplace and not path.kept and path.batch == up.rows.shape[1]
+        streamed = edges and up.inplace and not path.kept and path.batch == batch
         into = path.edges_buffer() if streamed else None
         self.scan(first, semiring.stride, into, weight)
         if self.d.numel():
@@ -160,10 +163,10 @@ class DownScan:
     def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> None:
         """The loop: e, d, and with ``into`` the marginal of every edge in its place there."""
         up, path, steps = self.up, self.up.path, self.up.steps
-        rows, scaled = up.rows.unbind(0), list[Tensor]()
+        rows, scaled = self.rows.unbind(0), list[Tensor]()
         multiply = torch.mm if path.batch == 1 else torch.bmm
         if up.inplace:
-            self.e, self.d = torch.empty_like(up.rows), torch.empty_like(up.rows)
+            self.e, self.d = up.rows.new_empty(self.rows.shape), up.rows.new_empty(self.rows.shape)
             e, d = self.e.unbind(0), self.d.unbind(0)
             e[-1].copy_(first)
             for k in range(steps - 1, -1, -1):

@@ -1,28 +1,22 @@
-"""Brute-force oracles, random factor graphs, and a test case that a graph of your own can inherit.
+"""Brute-force oracles and random factor graphs.
 
 Everything here enumerates the whole joint table and shares no code with the compiler or the inference
 engine, so that the two can be held against each other. Tables grow as the product of the cardinalities:
 use graphs with at most a few thousand joint values.
-
-    class TestMyGraph(TopologyTestCase):
-        graph = topologies.star(4, cardinality=3)
 """
 
 import math
 import random
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from codd_ppl.compiler import compile as compile_graph
 from codd_ppl.errors import IntractableError, PotentialsError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.inference import entropy, log_partition, log_score, marginals, mode, sample
 from codd_ppl.typing import Assignment, Bool, Float, Int, LogPotentials, Tensor
 
 __all__ = [
-    "TopologyTestCase",
     "brute_entropy",
     "brute_log_partition",
     "brute_log_score",
@@ -329,116 +323,3 @@ def enumerate_sequences(vocab: int, sites: int) -> Int[Tensor, "sequences sites"
         )
     place = vocab ** torch.arange(sites - 1, -1, -1)
     return torch.arange(vocab**sites)[:, None] // place % vocab
-
-
-class TopologyTestCase:
-    """The exactness ladder for a graph of your own: inherit, set ``graph``, run pytest.
-
-    Every query of ``codd_ppl.inference`` is compared with enumeration, in float64, on random potentials
-    with and without impossible entries. The graph must be small enough to enumerate.
-    """
-
-    graph: ClassVar[FactorGraph]
-    seed: ClassVar[int] = 0
-    batch_shape: ClassVar[tuple[int, ...]] = (2,)
-    draws: ClassVar[int] = 4000
-    tolerance: ClassVar[float] = 1e-9
-    infinite: ClassVar[float] = 0.2
-
-    def _cases(self) -> list[dict[str | tuple[str, ...], Tensor]]:
-        shapes = ((), self.batch_shape)
-        return [
-            random_log_potentials(self.graph, shape, infinite=infinite, evidence=0.5, seed=self.seed + k)
-            for k, (shape, infinite) in enumerate((s, i) for s in shapes for i in (0.0, self.infinite))
-        ]
-
-    def _close(self, found: Tensor, expected: Tensor, what: str) -> None:
-        torch.testing.assert_close(
-            found, expected, rtol=self.tolerance, atol=self.tolerance, msg=lambda text: f"{what}: {text}"
-        )
-
-    def test_log_partition(self) -> None:
-        """``log_partition`` is the log-sum over all joint values."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            self._close(log_partition(plan, tables), brute_log_partition(self.graph, tables), "log_partition")
-
-    def test_marginals(self) -> None:
-        """``marginals`` has every variable and every given key, with the enumerated probabilities."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            found, expected = marginals(plan, tables), brute_marginals(self.graph, tables)
-            assert set(found) >= set(tables) | set(self.graph.variables)
-            for key, table in found.items():
-                self._close(table, expected[key], f"marginals[{key!r}]")
-
-    def test_gradient_is_marginals(self) -> None:
-        """The gradient of ``log_partition`` is the marginals, finite where an entry is ``-inf``."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            leaves = {key: table.clone().requires_grad_() for key, table in tables.items()}
-            log_partition(plan, leaves).sum().backward()
-            expected = brute_marginals(self.graph, tables)
-            for key, leaf in leaves.items():
-                assert leaf.grad is not None, f"no gradient for {key!r}"
-                self._close(leaf.grad, expected[key], f"gradient of {key!r}")
-
-    def test_gradcheck(self) -> None:
-        """First and second derivatives of ``log_partition`` agree with finite differences."""
-        plan = compile_graph(self.graph)
-        tables = random_log_potentials(self.graph, evidence=0.5, seed=self.seed)
-        keys = list(tables)
-
-        def function(*values: Tensor) -> Tensor:
-            return log_partition(plan, dict(zip(keys, values, strict=True)))
-
-        leaves = tuple(tables[key].requires_grad_() for key in keys)
-        if leaves:
-            assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-            assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-
-    def test_mode(self) -> None:
-        """``mode`` reaches the largest joint score."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            best, _ = brute_mode(self.graph, tables)
-            self._close(brute_log_score(self.graph, tables, mode(plan, tables)), best, "score of the mode")
-
-    def test_sample(self) -> None:
-        """``sample`` has the enumerated frequencies (chi-square, p > 1e-4) and repeats with its generator."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            first, second = (
-                sample(plan, tables, (self.draws,), generator=torch.Generator().manual_seed(self.seed))
-                for _ in range(2)
-            )
-            assert all(torch.equal(first[name], second[name]) for name in first), "generator is not obeyed"
-            p_value = sample_p_value(self.graph, tables, first)
-            assert p_value > 1e-4, f"samples don't follow the joint: chi-square p-value {p_value:.2e}"
-
-    def test_entropy(self) -> None:
-        """``entropy`` is that of the enumerated distribution."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            self._close(entropy(plan, tables), brute_entropy(self.graph, tables), "entropy")
-
-    def test_log_score(self) -> None:
-        """``log_score`` is the entry of the enumerated table, ``-inf`` included."""
-        plan = compile_graph(self.graph)
-        for tables in self._cases():
-            shape = brute_log_partition(self.graph, tables).shape
-            generator = torch.Generator().manual_seed(self.seed)
-            assignment = {
-                variable.name: torch.randint(variable.cardinality, shape, generator=generator)
-                for variable in self.graph
-            }
-            expected = brute_log_score(self.graph, tables, assignment)
-            self._close(log_score(plan, tables, assignment), expected, "log_score")
-
-    def test_impossible_evidence(self) -> None:
-        """Evidence that forbids every value of a variable gives a log_partition of ``-inf``."""
-        plan = compile_graph(self.graph)
-        tables = random_log_potentials(self.graph, seed=self.seed)
-        variable = next(iter(self.graph))
-        tables[variable.name] = torch.full((variable.cardinality,), -math.inf, dtype=torch.float64)
-        assert log_partition(plan, tables).item() == -math.inf

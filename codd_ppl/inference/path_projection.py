@@ -1,0 +1,139 @@
+"""The projection sweep along a hidden Markov model, in scaled linear space: a few operations a site.
+
+The same fixed point as the walk in :mod:`codd_ppl.inference.projection`, for the case that matters most: latents on a
+path, one token on each, all with one emission table P and one transition table T. With f the message from the left,
+b that from the right and u the evidence of a token's values, each site in turn gets
+
+    c = (f b) P,     w = q / (c u / sum(c u)),     f <- f (w u P^T) T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.inference.semirings import LogSemiring
+from codd_ppl.inference.tables import Tables
+
+__all__ = ["HiddenMarkov", "hidden_markov", "sweep_path"]
+
+
+@dataclass(frozen=True)
+class HiddenMarkov:
+    """Where the parts of a hidden Markov model are in a plan.
+
+    Attributes:
+        latents: from the root on.
+        order: place among the sites of each latent's token.
+        emission, transition: steps that use the two tables.
+    """
+
+    latents: tuple[str, ...]
+    order: tuple[int, ...]
+    emission: int
+    transition: int
+
+
+@lru_cache(maxsize=128)
+def hidden_markov(plan: ContractionPlan, sites: tuple[str, ...]) -> HiddenMarkov | None:
+    """A plan read as a hidden Markov model over these sites, or None."""
+    if len(plan.runs) != 1 or len(plan.roots) != 1:
+        return None
+    (run,) = plan.runs
+    latents, site = run.variables[::-1], {name: i for i, name in enumerate(sites)}
+    emissions = {plan.above[name][0] for name in sites if name in plan.above}
+    if plan.roots[0] != latents[0] or len(emissions) != 1 or len(plan.variables) != 2 * len(sites):
+        return None
+    (emission,) = emissions
+    step = plan.steps[emission]
+    token = {m.parent: m.children[0] for m in step.messages}
+    if step.tie is None or len(step.shape) != 2 or token.keys() != set(latents) or len(sites) != len(latents):
+        return None
+    if plan.steps[run.start].tie is None or set(token.values()) != site.keys():
+        return None
+    return HiddenMarkov(latents, tuple(site[token[z]] for z in latents), emission, run.start)
+
+
+def sweep_path(
+    tables: Tables,
+    model: HiddenMarkov,
+    sites: Sequence[str],
+    target: Tensor,
+    masked: Tensor,
+    sweeps: int,
+    tolerance: float,
+) -> Tensor | None:
+    """Log-weights (batch, sites, vocab), 0 where not masked; None where this route is not safe.
+
+    Args:
+        tables: the prior, with known tokens clamped as evidence.
+        model: from :func:`hidden_markov`.
+        sites: the tokens.
+        target: log q, (batch, sites, vocab).
+        masked: (batch, sites) bool.
+        sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
+    """
+    emission, transition = tables.step(model.emission).log, tables.step(model.transition).log
+    if emission.shape[:2] != (1, 1) or transition.shape[:2] != (1, 1) or not target.shape[0]:
+        return None
+    emit = _linear(emission[0, 0].T)  # (states, vocab)
+    move = _linear(transition[0, 0].T)  # (state, next state)
+    back, tokens = move.T, emit.T
+    batch, length = target.shape[0], len(model.order)
+    order = torch.tensor(model.order, device=target.device)
+    latent = _linear(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1).unbind(0)
+    evidence = _linear(tables.evidence(tuple(sites)), -1)
+    evidence = evidence.expand(batch, -1, -1)[:, order].transpose(0, 1)  # (sites, batch, vocab) from here on
+    q, hidden = target[:, order].transpose(0, 1).exp(), masked[:, order].T[..., None]
+    possible = evidence > 0
+    quotient = torch.where(possible, q, 0.0).unbind(0)
+    some, every = hidden.flatten(1).any(1).tolist(), hidden.flatten(1).all(1).tolist()
+    chosen = hidden.unbind(0)
+    message = list((evidence @ tokens).unbind(0))  # of each token to its latent
+    semiring, cavity = LogSemiring(), [torch.ones_like(quotient[0])] * length
+    weight = before = torch.zeros_like(q)
+    for sweep in range(sweeps):
+        right = [latent[-1] * 0 + 1] * length
+        for i in range(length - 1, 0, -1):
+            right[i - 1] = _scaled(latent[i] * right[i] * message[i]) @ back
+        left, all_left = latent[0], list[Tensor]()
+        for i in range(length):
+            all_left.append(left)
+            if some[i]:
+                cavity[i] = (left * right[i]) @ emit
+                new = (quotient[i] / cavity[i]) @ tokens
+                message[i] = new if every[i] else torch.where(chosen[i], new, message[i])
+            if i + 1 < length:
+                left = (_scaled(left * message[i]) @ move) * latent[i + 1]
+        found = torch.stack(cavity)
+        least = [torch.stack(v).detach().amin() for v in (right, all_left, message)]
+        found = torch.where(hidden & possible, found, 1.0)
+        least.append(found.detach().amin())
+        semiring.watch(torch.stack(least).amin() / max(emit.shape))
+        if not semiring.safe():
+            return None
+        total = found * evidence
+        share = torch.where(possible & hidden, total / total.sum(-1, keepdim=True), 1.0)
+        weight = torch.where(possible, target[:, order].transpose(0, 1) - share.log(), -torch.inf)
+        if sweep and tolerance > 0:
+            change = torch.where(torch.isfinite(weight) & hidden, weight - before, 0.0)
+            if float(change.detach().abs().amax()) <= tolerance:
+                break
+        before = weight
+    result = torch.where(hidden, weight, 0.0).transpose(0, 1)
+    return result[:, order.argsort()]
+
+
+def _linear(log: Tensor, dim: int | None = None) -> Tensor:
+    """exp(log), scaled to a largest entry of 1 over all entries or along a dimension."""
+    top = log.detach().amax() if dim is None else log.detach().amax(dim, keepdim=True)
+    return (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
+
+
+def _scaled(vector: Tensor) -> Tensor:
+    return vector / vector.detach().amax(-1, keepdim=True)
