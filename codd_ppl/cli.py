@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | generate | evaluate | explain``."""
+"""The command line: ``codd demo | fit | generate | evaluate | explain | bench``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
-    commands = parser.add_subparsers(required=True, metavar="demo | fit | generate | evaluate | explain")
+    commands = parser.add_subparsers(
+        required=True, metavar="demo | fit | generate | evaluate | explain | bench"
+    )
 
     demo = commands.add_parser("demo", help="train a small network and a coupling on text, compare, sample")
     demo.add_argument("--text", type=Path, help="your own .txt or .jsonl (.gz, .xz); default: Shakespeare")
@@ -68,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--states", type=int, default=64)
     explain.add_argument("--batch", type=int)
     explain.set_defaults(run=_explain)
+
+    bench = commands.add_parser("bench", help="time the inference engine against other libraries")
+    bench.add_argument("what", choices=["inference"])
+    bench.add_argument("--quick", action="store_true", help="small sizes, a minute")
+    bench.add_argument("--only", help="parts, such as T1,T3,numerics; all if left out")
+    bench.add_argument("--budget", type=float, default=1800.0, help="seconds; no cell is begun later")
+    bench.add_argument("--threads", type=int, default=1)
+    bench.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine in use")
+    bench.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -170,3 +182,18 @@ def _explain(options: argparse.Namespace) -> None:
     else:
         plan = compile(topologies.hidden_markov(options.sites, options.vocab, options.states))
     print(plan.explain(options.batch))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import shlex
+    import time
+
+    from codd_ppl.evaluation.benchmark import PARTS, BenchmarkSettings, benchmark_inference
+
+    parts = PARTS if options.only is None else tuple(word.strip() for word in options.only.split(","))
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    settings = BenchmarkSettings(parts, options.quick, options.budget, threads=options.threads, clock=clock)
+    words = ["codd", "bench", options.what] + ["--quick"] * options.quick
+    words += ["--clock", "cpu"] * (options.clock == "cpu")
+    words += [] if options.only is None else ["--only", options.only]
+    benchmark_inference(options.output, settings, shlex.join(words))

@@ -50,6 +50,7 @@ ONLY = {"graphs": {"networkx", "matplotlib"}}
 # Not needed for a core install: inside functions only. The seam of an optional package may import it at
 # the top; then nothing else may import that file at the top.
 OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "sacrebleu"}
+OPTIONAL |= {"jax", "dynamax", "torchcrf", "pomegranate"}  # peers of the benchmark
 # Slow to import: inside functions only, but for units that `import codd_ppl` does not load.
 SLOW = {"matplotlib", "torchmetrics"}
 LOADED_LATE = {"training", "evaluation", "demo", "cli", "testing"}

@@ -7,13 +7,16 @@ anything that is not finite and moderate takes the tree sweep instead.
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Float
 
-__all__ = ["edge_potentials", "log_partition", "usable"]
+__all__ = ["edge_potentials", "log_partition", "torch_struct_crf", "usable"]
 
 LARGEST = 1e4
 """Log-potentials beyond this size are left to the tree sweep: torch-struct's zero is exp(-1e5)."""
@@ -54,3 +57,12 @@ def log_partition(tables: Tables) -> Float[Tensor, "*batch"]:
     if not edges.requires_grad:
         total = total.detach()
     return total.reshape(tables.batch_shape)
+
+
+def torch_struct_crf(edges: Float[Tensor, "batch edges states states"]) -> Any:
+    """torch-struct's own distribution of a chain, traps and all, to compare with: edges are [next value, value]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not define `arg_constraints`", UserWarning)
+        from torch_struct import LinearChainCRF
+
+        return LinearChainCRF(edges)

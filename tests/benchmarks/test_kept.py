@@ -1,0 +1,26 @@
+"""The results that are kept are whole: every task, our answer in each row, and where they come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codd_ppl.evaluation.benchmark.ours import OURS
+from codd_ppl.evaluation.benchmark.tasks import TASKS
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("inference_*.json")), ids=lambda path: path.stem)
+def test_inference(path):
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert {row["task"] for row in data["cells"]} == set(TASKS)
+    assert all(row["candidates"][OURS]["median"] > 0 for row in data["cells"])
+    assert data["memory"] and data["numerics"] and data["scaling"] and data["targets"]
+    assert all(data["about"][key] for key in ("command", "date", "device", "threads", "versions"))
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert data["about"]["date"] in page and data["about"]["command"] in page
+
+
+def test_something_is_kept():
+    assert list(FOLDER.glob("inference_*.json"))
