@@ -57,9 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path)
     evaluate.add_argument("text", type=Path, help="held-out text")
     evaluate.add_argument("--steps", type=int, nargs="+")
-    evaluate.add_argument("--blocks", type=int, default=256)
+    evaluate.add_argument("--blocks", type=int, default=256, help="so many, spread evenly over the text")
     evaluate.add_argument("--draws", type=int, default=2)
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
+    )
     evaluate.add_argument("--output", type=Path, help="write the table as JSON")
     evaluate.set_defaults(run=_evaluate)
 
@@ -150,9 +153,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich import print as rich_print
 
     from codd_ppl.errors import DataError
-    from codd_ppl.evaluation import nelbo_table
+    from codd_ppl.evaluation import nelbo_table, time_sampling
     from codd_ppl.model_folder import load_model
-    from codd_ppl.training.blocks import cut_blocks
+    from codd_ppl.training.blocks import cut_blocks, spread_blocks
     from codd_ppl.training.text_files import read_documents
     from codd_ppl.training.tokenizer import encode_documents
 
@@ -160,7 +163,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if saved.tokenizer is None:
         raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
     tokens = encode_documents(saved.tokenizer, read_documents(options.text, "text", None, None), "\n\n")
-    blocks = cut_blocks(tokens, saved.coupling.sites)[: options.blocks]
+    blocks = spread_blocks(cut_blocks(tokens, saved.coupling.sites), options.blocks)
     if not len(blocks):
         raise DataError(
             f"{options.text}: expected at least one block of {saved.coupling.sites} tokens, found {len(tokens)}; "
@@ -168,6 +171,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     models = {"factorised": (saved.denoiser, None), "coupled": (saved.denoiser, saved.coupling)}
     table = nelbo_table(models, blocks, options.steps, seed=options.seed, draws=options.draws, progress=True)
+    if options.timing > 0:
+        found = time_sampling(
+            models, table.steps, saved.coupling.sites, budget=options.timing, seed=options.seed, progress=True
+        )
+        table = table.with_seconds(found, timing_batch_size=8)
     rich_print(table.render("factorised"))
     if options.output:
         table.save(options.output)

@@ -69,11 +69,14 @@ def test_generate_and_evaluate(
         "12",
         "--blocks",
         "8",
+        "--timing",
+        "0.1",
         "--output",
         str(target),
     ]
     assert main(words) == 0
-    assert set(json.loads(target.read_text())["values"]) == {"factorised", "coupled"}
+    table = json.loads(target.read_text())
+    assert set(table["values"]) == set(table["seconds_per_sample"]) == {"factorised", "coupled"}
     assert main(["explain", str(model)]) == 0
 
 

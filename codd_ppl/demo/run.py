@@ -24,6 +24,7 @@ from codd_ppl.graphs import topologies
 from codd_ppl.model_folder import save_model
 from codd_ppl.sampling import Generation, Sampler
 from codd_ppl.training import CoDDModule, TextDataModule
+from codd_ppl.training.blocks import spread_blocks
 
 __all__ = ["DemoResult", "DemoSettings", "run_demo"]
 
@@ -126,7 +127,7 @@ def run_demo(
     console.print("[bold]3[/] bounds on held-out text, and wall clock")
     models = {"factorised": (denoiser, None), "coupled": (denoiser, coupling)}
     steps = sorted({T for T in (1, 2, 4, 8, 16, 32) if settings.sites > T} | {settings.sites})
-    held_out = _spread(data.valid_blocks(), settings.valid_blocks)
+    held_out = spread_blocks(data.valid_blocks(), settings.valid_blocks)
     table = nelbo_table(models, held_out, steps, seed=settings.seed, draws=settings.draws, progress=True)
     seconds = time_sampling(
         models,
@@ -159,13 +160,6 @@ def run_demo(
         f"\nmodel   {folder / 'model'}\nplots   {folder}/*.png\nreport  {report}\n{total:.0f} seconds"
     )
     return DemoResult(table, samples, folder, total)
-
-
-def _spread(blocks: torch.Tensor, count: int) -> torch.Tensor:
-    """At most ``count`` blocks, evenly spread over the text."""
-    if len(blocks) <= count:
-        return blocks
-    return blocks[torch.linspace(0, len(blocks) - 1, count).round().long()]
 
 
 def _train(

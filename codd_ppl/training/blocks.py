@@ -13,13 +13,20 @@ import torch
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.typing import Int, Tensor
 
-__all__ = ["BlockLoader", "cut_blocks"]
+__all__ = ["BlockLoader", "cut_blocks", "spread_blocks"]
 
 
 def cut_blocks(tokens: Int[Tensor, "tokens"], block_length: int) -> Int[Tensor, "blocks sites"]:
     """Consecutive blocks of ``block_length`` tokens; what is left over at the end is dropped."""
     count = len(tokens) // block_length
     return tokens[: count * block_length].view(count, block_length)
+
+
+def spread_blocks(blocks: Int[Tensor, "blocks sites"], count: int) -> Int[Tensor, "some sites"]:
+    """At most ``count`` blocks, evenly spread over the text."""
+    if len(blocks) <= count:
+        return blocks
+    return blocks[torch.linspace(0, len(blocks) - 1, count).round().long()]
 
 
 class BlockLoader:
