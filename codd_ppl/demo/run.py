@@ -109,7 +109,7 @@ def run_demo(
     vocab = data.vocab_size
     graph = topologies.hidden_markov(settings.sites, vocab, settings.states)
     denoiser = BidirectionalTransformer(vocab, settings.hidden, settings.layers, 4)
-    coupling = CouplingLayer(graph, vocab, hidden_size=settings.hidden, sweeps=4)
+    coupling = CouplingLayer(graph, vocab, hidden_size=settings.hidden, sweeps=2)
     console.print(
         f"{text or 'tinyshakespeare (excerpt)'}: {len(data.train_blocks())} training blocks of {settings.sites} "
         f"characters, vocabulary {vocab}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.errors import ConfigError, IntractableError, ShapeError, TokenError
+from codd_ppl.errors import ConfigError, InfeasibleError, IntractableError, ShapeError, TokenError
 from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
@@ -185,8 +185,11 @@ class CoupledCategorical(TorchDistribution):
     def marginals(self) -> Float[Tensor, "*batch sites vocab"]:
         """Probability of each token at each site, given the known ones (one-hot there)."""
         if self._leaves is not None:
-            self._require_feasible()
-            return self._leaves.marginals
+            try:
+                return self._leaves.marginals
+            except InfeasibleError:
+                self._require_feasible()  # names the tokens
+                raise
         return marginals(self.plan, self.log_potentials)[self.sites]
 
     def entropy(
@@ -232,8 +235,11 @@ class CoupledCategorical(TorchDistribution):
             InfeasibleError: the known tokens are impossible.
         """
         if self._leaves is not None:
-            self._require_feasible()
-            return self._leaves.sample(tuple(sample_shape), generator)
+            try:
+                return self._leaves.sample(tuple(sample_shape), generator)
+            except InfeasibleError:
+                self._require_feasible()  # names the tokens
+                raise
         drawn = sample(self.plan, self.log_potentials, tuple(sample_shape), generator)
         return torch.stack([drawn[name] for name in self.sites], -1)
 
