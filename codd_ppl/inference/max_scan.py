@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
+from codd_ppl.inference import native
 from codd_ppl.inference.tables import Tables
 
 __all__ = ["MaxScan"]
@@ -37,13 +38,19 @@ class MaxScan:
 
     def __init__(self, tables: Tables, run: Run, base: Tensor) -> None:
         self.run, self.steps = run, run.stop - run.start
-        logs, _, _ = tables.run(run)
+        logs, _, _, _ = tables.run(run)
         self._logs = logs * self.steps if len(logs) == 1 else logs
         batch = max(base.shape[0], *(t.shape[0] for t in logs)) if base.shape[0] else 0
         base = base.transpose(0, 1).expand(-1, batch, -1)
         self.x, self.m = base.new_empty(base.shape), base.new_empty(base.shape)
         self.offset = base.new_zeros(batch, self.steps)
         states = base.shape[-1]
+        self._native: tuple[Tensor, int, int] | None = None
+        if native.usable(states, base, *logs):
+            self._native = table, step, each = self._laid_out(logs)
+            native.call("best_scores", self.steps, batch, states, STRIDE, base.contiguous(), table, step, each,
+                        self.x, self.m, self.offset)  # fmt: skip
+            return
         wide = states >= WIDE
         each = max(1, ROOM // states**2)
         room = base.new_empty(min(each, batch), states, states)
@@ -70,8 +77,23 @@ class MaxScan:
                 table = flipped[k] if flipped[k].shape[0] == 1 else flipped[k][part]
                 m[k][part] = (columns[k][part] + table).amax(2 if wide else 1)
 
+    def _laid_out(self, logs: list[Tensor]) -> tuple[Tensor, int, int]:
+        """Tables for the compiled loop, (child, parent) each, and their strides between steps and batch elements."""
+        size = logs[0].shape[1] * logs[0].shape[2]
+        if len(logs) == 1:
+            return logs[0].contiguous(), 0, 0 if logs[0].shape[0] == 1 else size
+        if all(t.shape[0] == 1 for t in logs):
+            return torch.cat(logs), size, 0
+        together = torch.stack(torch.broadcast_tensors(*logs))
+        return together, together.shape[1] * size, size
+
     def best(self, last: Tensor) -> Tensor:
         """Best values of the run's children given its last parent's, (batch) -> (steps, batch)."""
+        if self._native is not None:
+            values = last.new_empty(self.steps, last.shape[0])
+            native.call("best_values", self.steps, last.shape[0], self.x.shape[-1], self.x, *self._native,
+                        last.contiguous(), values)  # fmt: skip
+            return values
         batch, found = torch.arange(last.shape[0], device=last.device), [last] * self.steps
         value, x = last, self.x.unbind(0)
         for k in range(self.steps - 1, -1, -1):

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
+from codd_ppl.inference import native
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
+
+SMALL = 1 << 16
+"""Entries of an emission table up to which the compiled loop is the faster one."""
 
 __all__ = ["HiddenMarkov", "hidden_markov", "sweep_path"]
 
@@ -81,45 +85,29 @@ def sweep_path(
     emission, transition = tables.step(model.emission).log, tables.step(model.transition).log
     if emission.shape[:2] != (1, 1) or transition.shape[:2] != (1, 1) or not target.shape[0]:
         return None
-    emit = _linear(emission[0, 0].T)  # (states, vocab)
-    move = _linear(transition[0, 0].T)  # (state, next state)
-    back, tokens = move.T, emit.T
-    batch, length = target.shape[0], len(model.order)
-    order = torch.tensor(model.order, device=target.device)
-    latent = _linear(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1).unbind(0)
+    batch, order = target.shape[0], torch.tensor(model.order, device=target.device)
+    latent = _linear(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1)
     evidence = _linear(tables.evidence(tuple(sites)), -1)
     evidence = evidence.expand(batch, -1, -1)[:, order].transpose(0, 1)  # (sites, batch, vocab) from here on
-    q, hidden = target[:, order].transpose(0, 1).exp(), masked[:, order].T[..., None]
+    log_q, hidden = target[:, order].transpose(0, 1), masked[:, order].T[..., None]
     possible = evidence > 0
-    quotient = torch.where(possible, q, 0.0).unbind(0)
-    some, every = hidden.flatten(1).any(1).tolist(), hidden.flatten(1).all(1).tolist()
-    chosen = hidden.unbind(0)
-    message = list((evidence @ tokens).unbind(0))  # of each token to its latent
-    semiring, cavity = LogSemiring(), [torch.ones_like(quotient[0])] * length
-    weight = before = torch.zeros_like(q)
+    emit, move = _linear(emission[0, 0].T), _linear(transition[0, 0].T)
+    parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
+    compiled = not (torch.is_grad_enabled() and (tables.differentiable or target.requires_grad))
+    compiled = compiled and emit.numel() <= SMALL and native.usable(len(emit), emit, latent)
+    sweep_once = _compiled_sweep if compiled else _sweep
+    semiring, message = LogSemiring(), evidence @ emit.T
+    weight = before = torch.zeros_like(log_q)
     for sweep in range(sweeps):
-        right = [latent[-1] * 0 + 1] * length
-        for i in range(length - 1, 0, -1):
-            right[i - 1] = _scaled(latent[i] * right[i] * message[i]) @ back
-        left, all_left = latent[0], list[Tensor]()
-        for i in range(length):
-            all_left.append(left)
-            if some[i]:
-                cavity[i] = (left * right[i]) @ emit
-                new = (quotient[i] / cavity[i]) @ tokens
-                message[i] = new if every[i] else torch.where(chosen[i], new, message[i])
-            if i + 1 < length:
-                left = (_scaled(left * message[i]) @ move) * latent[i + 1]
-        found = torch.stack(cavity)
-        least = [torch.stack(v).detach().amin() for v in (right, all_left, message)]
-        found = torch.where(hidden & possible, found, 1.0)
-        least.append(found.detach().amin())
+        right, left, message, cavity = sweep_once(parts, message)
+        cavity = torch.where(hidden & possible, cavity, 1.0)
+        least = [v.detach().amin() for v in (right, left, message, cavity)]
         semiring.watch(torch.stack(least).amin() / max(emit.shape))
         if not semiring.safe():
             return None
-        total = found * evidence
+        total = cavity * evidence
         share = torch.where(possible & hidden, total / total.sum(-1, keepdim=True), 1.0)
-        weight = torch.where(possible, target[:, order].transpose(0, 1) - share.log(), -torch.inf)
+        weight = torch.where(possible, log_q - share.log(), -torch.inf)
         if sweep and tolerance > 0:
             change = torch.where(torch.isfinite(weight) & hidden, weight - before, 0.0)
             if float(change.detach().abs().amax()) <= tolerance:
@@ -127,6 +115,55 @@ def sweep_path(
         before = weight
     result = torch.where(hidden, weight, 0.0).transpose(0, 1)
     return result[:, order.argsort()]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """In linear space: emission (states, vocab) and transition (state, next state) tables, and for each site
+
+    the evidence of its latent (sites, batch, states), q where possible (sites, batch, vocab), and whether it is masked.
+    """
+
+    emit: Tensor
+    move: Tensor
+    latent: Tensor
+    quotient: Tensor
+    hidden: Tensor
+
+
+def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One sweep: messages from the right, from the left, from the tokens, and cavities (1 where nothing is masked)."""
+    length, tokens, back = message.shape[0], parts.emit.T, parts.move.T
+    latent, quotient, chosen = parts.latent.unbind(0), parts.quotient.unbind(0), parts.hidden.unbind(0)
+    some, every = parts.hidden.flatten(1).any(1).tolist(), parts.hidden.flatten(1).all(1).tolist()
+    messages, cavity = list(message.unbind(0)), [torch.ones_like(quotient[0])] * length
+    right = [torch.ones_like(latent[0])] * length
+    for i in range(length - 1, 0, -1):
+        right[i - 1] = _scaled(latent[i] * right[i] * messages[i]) @ back
+    left = [latent[0]]
+    for i in range(length):
+        if some[i]:
+            cavity[i] = (left[i] * right[i]) @ parts.emit
+            new = (quotient[i] / cavity[i]) @ tokens
+            messages[i] = new if every[i] else torch.where(chosen[i], new, messages[i])
+        if i + 1 < length:
+            left.append((_scaled(left[i] * messages[i]) @ parts.move) * latent[i + 1])
+    return torch.stack(right), torch.stack(left), torch.stack(messages), torch.stack(cavity)
+
+
+def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same by the loop of ``native.c``."""
+    (length, batch, states), vocab = message.shape, parts.emit.shape[1]
+    result = message.clone(memory_format=torch.contiguous_format)
+    right, left = torch.empty_like(result), torch.empty_like(result)
+    cavity = message.new_ones(length, batch, vocab)
+    emit, move = parts.emit.contiguous(), parts.move.contiguous()
+    native.call(
+        "sweep", length, batch, states, vocab, emit, parts.emit.T.contiguous(), move, parts.move.T.contiguous(),
+        parts.latent.contiguous(), parts.quotient.contiguous(), parts.hidden.contiguous(), result, right, left, cavity,
+        message.new_empty(max(states, vocab)),
+    )  # fmt: skip
+    return right, left, result, cavity
 
 
 def _linear(log: Tensor, dim: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
-from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.tables import Tables, picked
 
 __all__ = ["PathTables"]
 
@@ -36,7 +36,7 @@ class PathTables:
     """
 
     def __init__(self, tables: Tables, run: Run, inplace: bool) -> None:
-        self.logs, self.places, self.flipped = tables.run(run)
+        self.logs, self.places, self.flipped, self.block = tables.run(run)
         self.steps, self.inplace = run.stop - run.start, inplace
         self.batch = max(t.shape[0] for t in self.logs) if self.logs[0].shape[0] else 0
         self.shared = len(self.logs) == 1
@@ -44,6 +44,7 @@ class PathTables:
         self.scales: Tensor | None = None
         self.linear: list[Tensor] = []
         self._rows: Tensor | None = None
+        self._strided: tuple[Tensor, int, int, bool] | None = None
         self._first, self._ahead, self._behind = -1, list[Tensor](), list[Tensor]()
         if self.shared:
             log, self.kept = self.logs[0], True
@@ -96,8 +97,7 @@ class PathTables:
 
     def _load(self, start: int) -> None:
         stop = min(start + self.each, self.steps)
-        some = [log.expand(self.batch, -1, -1) for log in self.logs[start:stop]]
-        log = some[0][:, None] if len(some) == 1 else torch.stack(some, dim=1)
+        log = self._stacked(start, stop)
         top = log.detach().amax((-2, -1), keepdim=True)
         top = torch.where(torch.isfinite(top), top, 0.0)
         if not self.inplace:
@@ -113,6 +113,33 @@ class PathTables:
         rows = linear[0] if self.batch == 1 else linear.transpose(0, 1)
         self._first = start
         self._ahead, self._behind = list(rows.unbind(0)), list(rows.transpose(-1, -2).unbind(0))
+
+    def _stacked(self, start: int, stop: int) -> Tensor:
+        """Log tables of some steps, (batch, steps, child, parent); a view where they were given stacked, in order."""
+        if self.block is not None:
+            return picked(self.block, self.places[start:stop])
+        some = [log.expand(self.batch, -1, -1) for log in self.logs[start:stop]]
+        return some[0][:, None] if len(some) == 1 else torch.stack(some, dim=1)
+
+    def strided(self) -> tuple[Tensor, int, int, bool]:
+        """Kept tables for a compiled loop: contiguous numbers, strides of steps and batch, and what the rows are.
+
+        Rows belong to child values (True: a product with the child's vector runs across them) or to the parent's.
+        """
+        if self._strided is None:
+            self._strided = self._lay_out()
+        return self._strided
+
+    def _lay_out(self) -> tuple[Tensor, int, int, bool]:
+        if not self.linear:
+            self._load(0)
+        table = self.linear[0]
+        across = not table.transpose(-1, -2).is_contiguous()
+        table = table.contiguous() if across else table.transpose(-1, -2)
+        size = table.shape[-1] * table.shape[-2]
+        if self.shared:
+            return table, 0, 0 if self.batch == 1 else size, across
+        return table, size, 0 if self.batch == 1 else self.steps * size, across
 
     def edges_buffer(self) -> Tensor:
         """Room for a value at each entry of each table, laid out as the tables were given: (batch, steps, ..)."""

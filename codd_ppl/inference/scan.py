@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
+from codd_ppl.inference import native
 from codd_ppl.inference.path_tables import PathTables
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
@@ -66,19 +67,22 @@ class UpScan:
 
     def scan(self, stride: int) -> None:
         """The loop: a, o, and the scales of every stride-th step."""
-        rows, scaled = self.rows.unbind(0), list[Tensor]()
-        multiply = torch.mm if self.path.batch == 1 else torch.bmm
+        path, rows, scaled = self.path, self.rows.unbind(0), list[Tensor]()
+        multiply = torch.mm if path.batch == 1 else torch.bmm
         if self.inplace:
             self.a, self.o = torch.empty_like(self.rows), torch.empty_like(self.rows)
+            self.a[0].copy_(self.rows[0])
+            if path.kept and native.usable(self.rows.shape[-1], self.rows, *path.linear):
+                self._scaled = run_native(path, self.rows, self.a, self.o, stride, down=False)
+                return
             a, o = self.a.unbind(0), self.o.unbind(0)
-            a[0].copy_(rows[0])
             for k in range(self.steps):
                 if k:
                     torch.mul(rows[k], o[k - 1], out=a[k])
                 if k % stride == 0:
                     scaled.append(a[k].amax(-1, keepdim=True))
                     a[k].div_(scaled[-1])
-                multiply(a[k], self.path.table(k), out=o[k])
+                multiply(a[k], path.table(k), out=o[k])
         else:
             each, out = list[Tensor](), list[Tensor]()
             for k in range(self.steps):
@@ -87,7 +91,7 @@ class UpScan:
                     scaled.append(vector.detach().amax(-1, keepdim=True))
                     vector = vector / scaled[-1]
                 each.append(vector)
-                out.append(multiply(vector, self.path.table(k)))
+                out.append(multiply(vector, path.table(k)))
             self.a, self.o = torch.stack(each), torch.stack(out)
         self._scaled = scaled
 
@@ -113,9 +117,10 @@ class UpScan:
         p(c | p) is proportional to a_k(c) P_k(c, p): one gathered row a step, and its cumulative sum inverted.
         """
         draws, batch = last.shape
-        uniform = torch.rand(
-            (self.steps, draws, batch, 1), generator=generator, dtype=torch.float64, device=last.device
-        )
+        shape = (self.steps, draws, batch, 1)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=last.device)
+        if self.path.kept and native.usable(self.a.shape[-1], self.a, *self.path.linear):
+            return draw_native(self.path, self.a, uniform, last)
         # The largest uniform number is 1 - 2^-53; a little less keeps its product with a sum below that sum.
         targets, value = (uniform * (1 - 2**-50)).unbind(0), last
         a, found = self.a.reshape(self.steps, -1, self.a.shape[-1]).unbind(0), [last] * self.steps
@@ -167,8 +172,11 @@ class DownScan:
         multiply = torch.mm if path.batch == 1 else torch.bmm
         if up.inplace:
             self.e, self.d = up.rows.new_empty(self.rows.shape), up.rows.new_empty(self.rows.shape)
+            self.e[-1].copy_(first)
+            if path.kept and native.usable(self.rows.shape[-1], self.rows, *path.linear):
+                self._scaled = run_native(path, self.rows, self.e, self.d, stride, down=True)
+                return
             e, d = self.e.unbind(0), self.d.unbind(0)
-            e[-1].copy_(first)
             for k in range(steps - 1, -1, -1):
                 if k < steps - 1:
                     torch.mul(rows[k + 1], d[k + 1], out=e[k])
@@ -233,6 +241,33 @@ class DownScan:
         """What the parent of step k < last believes without its own step, up to a constant, (batch or 1, 1, n)."""
         log = self.up.base[:, k + 1 : k + 2] + self.message(k + 1)
         return log if self.up.path.gauge is None else log - self.up.path.gauge
+
+
+def run_native(path: PathTables, rows: Tensor, a: Tensor, o: Tensor, stride: int, down: bool) -> list[Tensor]:
+    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales."""
+    steps, batch, n = rows.shape[0], rows.shape[1], rows.shape[-1]
+    rows, (table, step, each, across) = rows.contiguous(), path.strided()
+    scales = rows.new_empty(-(-steps // stride), batch)
+    across = across != down
+    native.call(
+        "scan", steps, batch, n, stride, int(down), int(across), rows, table, step, each, a, o, scales
+    )
+    return list(scales.unbind(0))
+
+
+def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> Tensor:
+    """The compiled loop of :meth:`UpScan.draw`."""
+    steps, draws, batch, n = a.shape[0], *last.shape, a.shape[-1]
+    table, step, each, across = path.strided()
+    if across:  # a row for each value of the parent
+        table = table.transpose(-1, -2).contiguous()
+    values = last.new_empty(steps, draws, batch)
+    alone = int(a.shape[1] == 1 and batch != 1)
+    room = torch.empty(n, dtype=torch.float64)
+    native.call(
+        "draw", steps, draws, batch, alone, n, a, table, step, each, uniform, last.contiguous(), room, values
+    )
+    return values
 
 
 def batch_first(value: Tensor) -> Tensor:

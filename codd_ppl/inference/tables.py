@@ -229,16 +229,17 @@ class Tables:
         """Whether a derivative may be asked for."""
         return any(value.requires_grad for value in self.raw.values())
 
-    def run(self, run: Run) -> tuple[list[Tensor], tuple[int, ...], bool]:
+    def run(self, run: Run) -> tuple[list[Tensor], tuple[int, ...], bool, Tensor | None]:
         """Tables of a run's steps in log space.
 
         Returns:
             (batch or 1, child, parent) for each step, or a single one that all of them share; for each step its place
-            among the factors of the run in the order they were given; whether the parent's axis comes first there.
+            among the factors of the run in the order they were given; whether the parent's axis comes first there; the
+            stacked tables (batch or 1, steps, child, parent) if they were given like that.
         """
         first = self.plan.steps[run.start]
         if self.layout.shared.issuperset(range(run.start, run.stop)):
-            return [self.step(run.start).log[:, 0]], (), first.parent_axis == 0
+            return [self.step(run.start).log[:, 0]], (), first.parent_axis == 0, None
         names = [step.messages[0].factor for step in self.plan.steps[run.start : run.stop]]
         rows: dict[Key, tuple[Tensor, ...]] = {}
         result, order = [], []
@@ -249,8 +250,11 @@ class Tables:
             result.append(table.transpose(1, 2) if first.parent_axis == 0 else table)
             order.append(place)
         given = tuple(p for p in order if p is not None)
-        whole = len(rows) == 1 and sorted(given) == list(range(len(names)))
-        return result, given if whole else tuple(range(len(names))), first.parent_axis == 0
+        flipped = first.parent_axis == 0
+        if len(rows) > 1 or sorted(given) != list(range(len(names))):
+            return result, tuple(range(len(names))), flipped, None
+        block = self.flat(next(iter(rows)))
+        return result, given, flipped, block.transpose(2, 3) if flipped else block
 
     def bad_entries(self) -> str:
         """Names of the keys that hold NaN or +inf, for an error message."""

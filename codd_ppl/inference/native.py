@@ -1,0 +1,109 @@
+"""Loops along a path compiled by the system's C compiler, for few states, where torch's cost per operation rules.
+
+``native.c`` is compiled on first use (a second or two) and kept in the user's cache folder, under a name that holds
+the source, the compiler and the processor. Without a compiler the loops of torch operations are used, and a log
+message says so once. The environment variable ``CODD_NATIVE=0`` turns it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["call", "usable"]
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC")
+SUFFIX = {torch.float32: "float", torch.float64: "double"}
+
+STATES = 96
+"""Up to so many states the compiled loop is the faster one; beyond, torch's matrix products are."""
+
+
+def usable(states: int, *tensors: Tensor) -> bool:
+    """Whether the compiled loops serve these inputs: few states, on the CPU, with a compiler at hand."""
+    first = tensors[0]
+    if states > STATES or first.device.type != "cpu" or first.dtype not in SUFFIX or not first.numel():
+        return False
+    return library() is not None
+
+
+def call(name: str, *arguments: Tensor | int) -> None:
+    """Call a function of ``native.c``; the first tensor of floating type says which precision."""
+    compiled = library()
+    assert compiled is not None
+    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.dtype in SUFFIX)
+    function = getattr(compiled, f"{name}_{SUFFIX[dtype]}")
+    values = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) for a in arguments
+    ]
+    function(*values)
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled loops, or None where they can't be had."""
+    if os.environ.get("CODD_NATIVE", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    try:
+        if compiler is None:
+            raise OSError("no C compiler (cc, gcc or clang) on the path")
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger("codd_ppl").warning(
+            "paths of few states run as torch operations, several times slower than compiled: %s", error
+        )
+        return None
+
+
+def _build(compiler: str) -> Path:
+    """The shared library, compiled unless it is in the cache already."""
+    source = SOURCE.read_text(encoding="utf-8")
+    whole = "".join(
+        f"#define REAL {real}\n#define SUFFIX {real}\n{source}\n#undef REAL\n#undef SUFFIX\n"
+        for real in SUFFIX.values()
+    )
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
+    key = hashlib.sha256(repr((whole, FLAGS, version, _processor())).encode()).hexdigest()[:20]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codd_ppl"
+    target = folder / f"native-{key}.so"
+    if target.is_file():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="codd_ppl-"))
+        target = folder / target.name
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        code = Path(draft) / "native.c"
+        code.write_text(whole, encoding="utf-8")
+        result = Path(draft) / "native.so"
+        command = [compiler, *FLAGS, "-o", str(result), str(code)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            raise OSError(f"{' '.join(command[:3])} .. failed: {done.stderr.strip()[-300:]}")
+        os.replace(result, target)
+    return target
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "".join(
+            sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
+        )
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
