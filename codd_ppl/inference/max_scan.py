@@ -46,7 +46,7 @@ class MaxScan:
         self.offset = base.new_zeros(batch, self.steps)
         states = base.shape[-1]
         self._native: tuple[Tensor, int, int] | None = None
-        if native.usable(states, base, *logs):
+        if native.possible(base, *logs):
             self._native = table, step, each = self._laid_out(logs)
             native.call("best_scores", self.steps, batch, states, STRIDE, base.contiguous(), table, step, each,
                         self.x, self.m, self.offset)  # fmt: skip

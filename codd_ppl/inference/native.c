@@ -10,14 +10,33 @@
 #define GLUE(name, suffix) GLUE_(name, suffix)
 #define NAME(name) GLUE(name, SUFFIX)
 
-/* out[j] = sum_i x[i] t[i * m + j] */
+/* 64 bytes of numbers, wherever they start. */
+typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL)), may_alias));
+#define VEC NAME(vec)
+#define LANES ((int64_t)(64 / sizeof(REAL)))
+#define AT(p) (*(const VEC *)(p))
+
+/* out[j] = sum_i x[i] t[i * m + j], the sums of four vectors' width in registers */
 static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
-    memset(out, 0, sizeof(REAL) * m);
-    for (int64_t i = 0; i < n; i++) {
-        const REAL v = x[i], *r = t + i * m;
-#pragma omp simd
-        for (int64_t j = 0; j < m; j++) out[j] += v * r[j];
+    int64_t j = 0;
+    for (; j + 4 * LANES <= m; j += 4 * LANES) {
+        VEC a = {0}, b = {0}, c = {0}, d = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const REAL *r = t + i * m + j;
+            a += x[i] * AT(r), b += x[i] * AT(r + LANES), c += x[i] * AT(r + 2 * LANES), d += x[i] * AT(r + 3 * LANES);
+        }
+        *(VEC *)(out + j) = a, *(VEC *)(out + j + LANES) = b;
+        *(VEC *)(out + j + 2 * LANES) = c, *(VEC *)(out + j + 3 * LANES) = d;
     }
+    for (; j + LANES <= m; j += LANES) {
+        VEC a = {0};
+        for (int64_t i = 0; i < n; i++) a += x[i] * AT(t + i * m + j);
+        *(VEC *)(out + j) = a;
+    }
+    if (j == m) return;
+    memset(out + j, 0, sizeof(REAL) * (m - j));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = j; l < m; l++) out[l] += x[i] * t[i * m + l];
 }
 
 /* out[i] = sum_j t[i * m + j] x[j] */
@@ -172,3 +191,7 @@ void NAME(sweep)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL 
         }
     }
 }
+
+#undef VEC
+#undef LANES
+#undef AT

@@ -21,20 +21,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["call", "usable"]
+__all__ = ["call", "possible", "usable"]
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC")
 SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 STATES = 96
-"""Up to so many states the compiled loop is the faster one; beyond, torch's matrix products are."""
+"""Up to so many states compiled products are the faster ones; beyond, torch's matrix products are."""
 
 
 def usable(states: int, *tensors: Tensor) -> bool:
-    """Whether the compiled loops serve these inputs: few states, on the CPU, with a compiler at hand."""
+    """Whether the compiled products serve these inputs: few states, and :func:`possible`."""
+    return states <= STATES and possible(*tensors)
+
+
+def possible(*tensors: Tensor) -> bool:
+    """Whether the compiled loops can run: on the CPU, in float32 or float64, with a compiler at hand."""
     first = tensors[0]
-    if states > STATES or first.device.type != "cpu" or first.dtype not in SUFFIX or not first.numel():
+    if first.device.type != "cpu" or first.dtype not in SUFFIX or not first.numel():
         return False
     return library() is not None
 

@@ -45,19 +45,25 @@ class UpScan:
         self.run, self.steps, stride = run, run.stop - run.start, semiring.stride
         self.inplace = not (torch.is_grad_enabled() and tables.differentiable)
         self.path = path = PathTables(tables, run, self.inplace)
-        # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
-        self.base = base
-        if path.gauge is not None:
-            carried = base[:, 1:] + path.gauge
-            self.base = torch.cat((base[:, :1].expand(carried.shape[0], -1, -1), carried), dim=1)
-        top = self.base.detach().amax(-1, keepdim=True)
-        top = torch.where(torch.isfinite(top), top, 0.0)
+        self._given = base
         batch = max(base.shape[0], path.batch) if base.shape[0] else 0
-        rows = (self.base - top).exp().transpose(0, 1).expand(-1, batch, -1)
-        self.rows = rows.contiguous() if path.batch == 1 else rows[:, :, None].contiguous()
+        # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
+        if self.inplace:
+            rows = base.new_empty(self.steps, batch, base.shape[2])
+            rows.copy_(base.transpose(0, 1))
+            if path.gauge is not None:
+                rows[1:].add_(path.gauge[:, 0])
+            top = finite_top(rows)
+            rows.sub_(top).exp_()
+        else:
+            log = self.base.transpose(0, 1).expand(-1, batch, -1)
+            top = finite_top(log)
+            rows = (log - top).exp()
+        top = top[..., 0].T
+        self.rows = rows if path.batch == 1 else rows[:, :, None]
         self.scan(stride)
         scales = torch.stack([s.reshape(-1) for s in self._scaled], dim=1)
-        self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top[..., 0]
+        self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top
         if path.scales is not None:
             self.offset = self.offset + path.scales
         if self.rows.numel():
@@ -95,6 +101,14 @@ class UpScan:
             self.a, self.o = torch.stack(each), torch.stack(out)
         self._scaled = scaled
 
+    @cached_property
+    def base(self) -> Tensor:
+        """Log of what each child of the run believes without the run, table scales included, (batch or 1, steps, n)."""
+        if self.path.gauge is None:
+            return self._given
+        carried = self._given[:, 1:] + self.path.gauge
+        return torch.cat((self._given[:, :1].expand(carried.shape[0], -1, -1), carried), dim=1)
+
     def message(self, k: int) -> Tensor:
         """The log-message of step k with ``offset[:, k]`` taken out, (batch or 1, 1, n)."""
         log = self.o[k].log().reshape(-1, 1, self.o.shape[-1])
@@ -119,7 +133,7 @@ class UpScan:
         draws, batch = last.shape
         shape = (self.steps, draws, batch, 1)
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=last.device)
-        if self.path.kept and native.usable(self.a.shape[-1], self.a, *self.path.linear):
+        if self.path.kept and native.possible(self.a, *self.path.linear):
             return draw_native(self.path, self.a, uniform, last)
         # The largest uniform number is 1 - 2^-53; a little less keeps its product with a sum below that sum.
         targets, value = (uniform * (1 - 2**-50)).unbind(0), last
@@ -147,8 +161,7 @@ class DownScan:
     ) -> None:
         self.up, path = up, up.path
         log = outer if path.gauge is None else outer + path.gauge[:, 0]
-        top = log.detach().amax(-1, keepdim=True)
-        first = (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
+        first = (log - finite_top(log)).exp()
         # The last parent alone may have evidence for each batch element.
         batch = max(first.shape[0], up.rows.shape[1]) if up.rows.shape[1] else 0
         self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
@@ -243,12 +256,19 @@ class DownScan:
         return log if self.up.path.gauge is None else log - self.up.path.gauge
 
 
+def finite_top(log: Tensor) -> Tensor:
+    """Largest entries of the rows, a finite number where all are -inf."""
+    return log.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).min / 4)
+
+
 def run_native(path: PathTables, rows: Tensor, a: Tensor, o: Tensor, stride: int, down: bool) -> list[Tensor]:
     """The compiled loop: fills a and o, whose first vector is in place, and returns the scales."""
     steps, batch, n = rows.shape[0], rows.shape[1], rows.shape[-1]
     rows, (table, step, each, across) = rows.contiguous(), path.strided()
     scales = rows.new_empty(-(-steps // stride), batch)
     across = across != down
+    if path.shared and not across:  # small, and faster across its rows
+        table, across = table.transpose(-1, -2).contiguous(), True
     native.call(
         "scan", steps, batch, n, stride, int(down), int(across), rows, table, step, each, a, o, scales
     )
