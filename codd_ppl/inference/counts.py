@@ -78,30 +78,43 @@ def _stacked_counts(down: Downward, key: tuple[str, ...], weight: Tensor | None,
         if found is None:
             continue
         if found[0].edges is not None:
-            whole: Tensor = found[0].edges
-            return whole if per_batch else whole.sum(0, keepdim=True)
+            edges: Tensor = found[0].edges
+            return edges if per_batch else edges.sum(0, keepdim=True)
         counts = _run_counts(found[0], list(range(len(factors))), weight, per_batch)
         counts = counts.movedim(-1, 2 + plan.steps[run.start].parent_axis)
         places = {name: i for i, name in enumerate(factors)}
-        order = tuple(places[name] for name in key)
-        return picked(counts, order)
-    nothing = torch.zeros((1, *tables.shapes[key][1:]), dtype=tables.dtype, device=tables.device)
-    each = [_one(down, name, weight, per_batch) if name in names else nothing for name in key]
-    return torch.stack(torch.broadcast_tensors(*each), dim=1)
-
-
-def _one(down: Downward, name: str, weight: Tensor | None, per_batch: bool) -> Tensor:
-    """Weighted marginal of one factor, (batch or 1, *cardinalities)."""
-    plan = down.plan
-    if plan.factor[name].order == 1:
-        return _weighted(down.marginal(plan.factor[name].scope)[:, 0].exp(), weight, per_batch)
-    index, g = plan.step_of[name]
-    found = down.scan(index)
-    if found is None:
-        counts = _step_counts(down, index, [g], weight, per_batch)
-    else:
-        counts = _run_counts(found[0], [found[1]], weight, per_batch)[:, 0]
-    return counts.movedim(-1, 1 + plan.steps[index].parent_axis)
+        turned = tuple(places[name] for name in key)
+        return picked(counts, turned)
+    place = {name: i for i, name in enumerate(key)}
+    parts, order = list[Tensor](), list[int]()
+    for index, step in enumerate(plan.steps):
+        where = [
+            (g, place[m.factor])
+            for g, m in enumerate(step.messages)
+            if m.factor in names and m.factor in place
+        ]
+        if where:
+            found = down.scan(index)
+            if found is None:
+                each = _step_marginals(down, index, weight, per_batch)
+            else:
+                each = _run_counts(found[0], [found[1]], weight, per_batch)
+            each = picked(each, tuple(g for g, _ in where))
+            parts.append(each.movedim(-1, 2 + step.parent_axis))
+            order += [i for _, i in where]
+    for name in key:
+        if name in names and plan.factor[name].order == 1:
+            marginal = down.marginal(plan.factor[name].scope).exp()
+            parts.append(_weighted(marginal, weight, per_batch))
+            order.append(place[name])
+    missing = [i for i in range(len(key)) if i not in set(order)]
+    if missing:
+        shape = (1, len(missing), *tables.shapes[key][1:])
+        parts.append(torch.zeros(shape, dtype=tables.dtype, device=tables.device))
+    batch = max(part.shape[0] for part in parts) if all(part.shape[0] for part in parts) else 0
+    whole = torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], dim=1)
+    order += missing
+    return picked(whole, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
 
 def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_batch: bool) -> Tensor:
@@ -111,6 +124,11 @@ def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_bat
         each = [path.edge(scan.edges, k) for k in steps]
         counts = each[0][:, None] if len(each) == 1 else torch.stack(each, dim=1)
         return counts if per_batch else counts.sum(0, keepdim=True)
+    if path.kept and not path.shared and len(steps) < path.steps:
+        whole = scan.cached.get(per_batch)
+        if whole is None:
+            whole = scan.cached[per_batch] = _run_counts(scan, list(range(path.steps)), weight, per_batch)
+        return whole[:, steps]
     child, parent = scan.weighted, scan.outside
     if len(steps) < child.shape[1]:
         child, parent = child[:, steps], parent[:, steps]
@@ -123,7 +141,7 @@ def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_bat
             counts = (child.flatten(0, 1).T @ parent.flatten(0, 1))[None]
         counts = (counts * path.linear[0])[:, None]
     elif path.kept:
-        linear = path.linear[0] if len(steps) == path.steps else path.linear[0][:, steps]
+        linear = path.linear[0]
         if per_batch or path.batch != 1:
             counts = child[..., None] * linear * parent[..., None, :]
         else:
@@ -148,23 +166,48 @@ def _step_counts(
     down: Downward, index: int, where: list[int], weight: Tensor | None, per_batch: bool
 ) -> Tensor:
     """Sum of the marginals of some messages of a step, (batch or 1, *children, parent)."""
-    step, table = down.plan.steps[index], down.tables.step(index)
-    everything = len(where) == len(step.messages)
-    if len(step.shape) == 2 and not transforming():
-        child, parent, largest = down.weights(index)
-        if not largest.numel() or bool((largest <= LARGEST_WEIGHT).all()):
-            child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])
-            child, parent = child[..., 0], parent[..., 0, :]
-            if weight is not None:
-                child = child * weight[:, None, None]
-            child, parent = (child, parent) if everything else (child[:, where], parent[:, where])
-            linear = table.linear if everything or table.linear.shape[1] == 1 else table.linear[:, where]
-            batch, message = "b" * (per_batch or linear.shape[0] > 1), "g" * (linear.shape[1] > 1)
-            counts = torch.einsum(f"bgn,bgm->{batch}{message}nm", child, parent)
-            counts = counts if batch else counts[None]
-            counts = (counts if message else counts.unsqueeze(1)) * linear
-            counts = counts.sum(1)
-            return counts if per_batch else counts.sum(0, keepdim=True)
-    log = down.log_factor_marginal(index)
-    marginal = (log if everything else log[:, where]).exp().sum(1)
-    return _weighted(marginal, weight, per_batch)
+    table = down.tables.step(index)
+    everything = len(where) == len(down.plan.steps[index].messages)
+    if table.log.shape[1] > 1 or not everything or len(where) == 1:
+        each = _step_marginals(down, index, weight, per_batch)
+        return each[:, where[0]] if len(where) == 1 else each[:, where].sum(1)
+    pair = _linear_pair(down, index, weight)
+    if pair is None:
+        return _step_marginals(down, index, weight, per_batch).sum(1)
+    batch = "b" * (per_batch or table.linear.shape[0] > 1)
+    counts = torch.einsum(f"bgn,bgm->{batch}nm", *pair)
+    counts = (counts if batch else counts[None]) * table.linear[:, 0]
+    return counts if per_batch else counts.sum(0, keepdim=True)
+
+
+def _step_marginals(down: Downward, index: int, weight: Tensor | None, per_batch: bool) -> Tensor:
+    """Weighted marginals of all factors of a step, (batch or 1, messages, *children, parent); worked out once."""
+    found = down.step_marginals.get((index, per_batch))
+    if found is None:
+        linear, pair = down.tables.step(index).linear, _linear_pair(down, index, weight)
+        if pair is None:
+            found = _weighted(down.log_factor_marginal(index).exp(), weight, per_batch)
+        else:
+            batch = "b" * (per_batch or linear.shape[0] > 1)
+            if batch:
+                found = (pair[0][..., None] * linear) * pair[1][:, :, None]
+            else:
+                found = torch.einsum("bgn,bgm->gnm", *pair)[None] * linear
+            found = found if per_batch else found.sum(0, keepdim=True)
+        down.step_marginals[index, per_batch] = found
+    return found
+
+
+def _linear_pair(down: Downward, index: int, weight: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Weights (batch, messages, child) and (batch, messages, parent) whose outer product with a step's linear tables
+
+    is its factors' marginals; None for larger factors, and where that would scale a rounding error up.
+    """
+    if len(down.plan.steps[index].shape) != 2 or transforming():
+        return None
+    child, parent, largest = down.weights(index)
+    if largest.numel() and not bool((largest <= LARGEST_WEIGHT).all()):
+        return None
+    child, parent = torch.broadcast_tensors(child[..., None], parent[..., None, :])
+    child, parent = child[..., 0], parent[..., 0, :]
+    return (child if weight is None else child * weight[:, None, None]), parent

@@ -13,7 +13,7 @@ from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference.scan import DownScan, UpScan
 from codd_ppl.inference.semirings import LogSemiring, log_joint, log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, picked
-from codd_ppl.inference.tree import Upward, attempts, gathered
+from codd_ppl.inference.tree import Upward, added, attempts
 
 __all__ = ["Downward", "outside"]
 
@@ -47,6 +47,8 @@ class Downward:
         self._to_children: dict[tuple[int, int], Tensor] = {}
         self._outer: dict[int, Tensor] = {}
         self._scans: dict[int, DownScan] = {}
+        self._marginals: dict[tuple[str, ...], Tensor] = {}
+        self.step_marginals: dict[tuple[int, bool], Tensor] = {}  # kept here by counts.py
 
     def scan(self, index: int) -> tuple[DownScan, int] | None:
         """The scan that runs a step downward, with the step's place in it; None where no scan does."""
@@ -83,17 +85,10 @@ class Downward:
 
     def _from_above(self, names: tuple[str, ...], total: Tensor) -> Tensor:
         """``total`` with the messages from the variables' parent factors, (batch, len(names), cardinality)."""
-        sources: dict[tuple[int, int], list[int]] = {}
-        for i, name in enumerate(names):
-            if name in self.plan.above:
-                step, place, child = self.plan.above[name]
-                found = self.scan(step)
-                source, place = (step, place) if found is None else (found[0].up.run.start, found[1])
-                sources.setdefault((source, child), [-1] * len(names))[i] = place
-        for (source, child), places in sources.items():
-            scan = self._scans.get(source)
-            whole = scan.messages if scan is not None else self.to_children(source, child)
-            total = total + gathered(whole, tuple(places))
+        for step, child, targets, places in _above(self.plan, names, self.fast and self.up.scanning):
+            found = self.scan(step)
+            whole = self.to_children(step, child) if found is None else found[0].messages
+            total = added(total, targets, picked(whole, places))
         return total
 
     def _without_each(self, name: str) -> list[Tensor]:
@@ -145,7 +140,10 @@ class Downward:
 
         Rows whose evidence is infeasible come out as -inf throughout.
         """
-        return log_normalized(self._from_above(names, self.up.stacked(names)), -1)
+        if names not in self._marginals:
+            total = self._from_above(names, self.up.stacked(names))
+            self._marginals[names] = log_normalized(total, -1)
+        return self._marginals[names]
 
     def probabilities(self, names: tuple[str, ...]) -> Tensor:
         """Marginals of variables of one cardinality, (batch or 1, len(names), cardinality); 0 where infeasible."""
@@ -185,6 +183,26 @@ class Downward:
         log = log_joint(table, children, outer)
         log = log_normalized(log, tuple(range(2, log.dim())))
         return log if message is None else log[:, 0]
+
+
+@lru_cache(maxsize=256)
+def _above(
+    plan: ContractionPlan, names: tuple[str, ...], scanning: bool
+) -> tuple[tuple[int, int, tuple[int, ...], tuple[int, ...]], ...]:
+    """Where the messages from the parent factors of some variables come from.
+
+    (step, or first step of a run; child axis; places among the names of the variables that get them; theirs in it).
+    """
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, name in enumerate(names):
+        if name in plan.above:
+            step, place, child = plan.above[name]
+            step, place = plan.run_of.get(step, (step, place)) if scanning else (step, place)
+            found.setdefault((step, child), []).append((i, place))
+    return tuple(
+        (step, child, tuple(i for i, _ in pairs), tuple(place for _, place in pairs))
+        for (step, child), pairs in found.items()
+    )
 
 
 @lru_cache(maxsize=256)

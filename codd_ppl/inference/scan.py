@@ -167,6 +167,7 @@ class DownScan:
         self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
         first = first.reshape(-1, *up.rows.shape[2:]).expand(self.rows.shape[1:])
         self.edges: Tensor | None = None
+        self.cached: dict[bool, Tensor] = {}  # kept here by counts.py
         streamed = edges and up.inplace and not path.kept and path.batch == batch
         into = path.edges_buffer() if streamed else None
         self.scan(first, semiring.stride, into, weight)

@@ -280,7 +280,14 @@ def picked(block: Tensor, places: tuple[int, ...]) -> Tensor:
         return block[:, first : first + count]
     if places == tuple(range(first, first - count, -1)):
         return block[:, first - count + 1 : first + 1].flip(1)
-    return block[:, torch.tensor(places, device=block.device)]
+    return block.index_select(1, index(places, block.device))
+
+
+@lru_cache(maxsize=1024)
+def index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Places as an index tensor; the last thousand are kept."""
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)
 
 
 @lru_cache(maxsize=512)

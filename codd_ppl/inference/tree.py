@@ -12,10 +12,10 @@ from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.scan import UpScan
 from codd_ppl.inference.semirings import LogSemiring, MaxSemiring, safe_logsumexp
-from codd_ppl.inference.tables import Tables, picked
+from codd_ppl.inference.tables import Tables, index, picked
 from codd_ppl.inference.transforms import transforming
 
-__all__ = ["Upward", "attempts", "gathered", "upward"]
+__all__ = ["Upward", "added", "attempts", "upward"]
 
 
 class Upward:
@@ -119,9 +119,9 @@ class Upward:
             before: only messages of steps before this one.
         """
         total = self.tables.evidence(names)
-        for source, places in _sources(self.plan, names, without, before, self.scanning):
+        for source, targets, places in _sources(self.plan, names, without, before, self.scanning):
             whole = self.scans[source].messages if source in self.scans else self.message(source)
-            total = total + gathered(whole, places)
+            total = added(total, targets, picked(whole, places))
         return total
 
     def log_partition(self) -> Tensor:
@@ -137,29 +137,31 @@ class Upward:
 @lru_cache(maxsize=256)
 def _sources(
     plan: ContractionPlan, names: tuple[str, ...], without: int | None, before: int | None, scanning: bool
-) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Where the messages to some variables come from: (step, or first step of a run) and each one's place in it.
+) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
+    """Where the messages to some variables come from.
 
-    The place is -1 for a variable without such a message; a step comes twice if a variable gets two messages of it.
+    (step, or first step of a run; for each message the place of its variable among the names; its place in the step).
     """
-    rounds: dict[tuple[int, int], list[int]] = {}
+    found: dict[int, list[tuple[int, int]]] = {}
     for i, name in enumerate(names):
-        count: dict[int, int] = {}
         for step, place in plan.below[name]:
             if step == without or (before is not None and step >= before):
                 continue
             source, place = plan.run_of.get(step, (step, place)) if scanning else (step, place)
-            nth = count[source] = count.get(source, -1) + 1
-            rounds.setdefault((source, nth), [-1] * len(names))[i] = place
-    return tuple((source, tuple(places)) for (source, _), places in rounds.items())
+            found.setdefault(source, []).append((i, place))
+    return tuple(
+        (source, tuple(i for i, _ in pairs), tuple(place for _, place in pairs))
+        for source, pairs in found.items()
+    )
 
 
-def gathered(whole: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Messages (batch, messages, n) at these places, 0 where the place is -1."""
-    if -1 in places:
-        whole = torch.cat((whole, torch.zeros_like(whole[:, :1])), dim=1)
-        places = tuple(whole.shape[1] - 1 if p == -1 else p for p in places)
-    return picked(whole, places)
+def added(total: Tensor, targets: tuple[int, ...], messages: Tensor) -> Tensor:
+    """``total`` (batch, variables, n) plus each message (batch, messages, n) at its target."""
+    if targets == tuple(range(total.shape[1])):
+        return total + messages
+    batch = max(total.shape[0], messages.shape[0]) if total.shape[0] and messages.shape[0] else 0
+    total, messages = total.expand(batch, -1, -1), messages.expand(batch, -1, -1)
+    return total.index_add(1, index(targets, total.device), messages)
 
 
 def _by_batch(tensors: list[Tensor]) -> list[list[Tensor]]:
