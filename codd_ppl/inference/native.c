@@ -1,7 +1,7 @@
 /* The loops along a path, for few states, where calling an operation costs more than doing it.
  *
- * Compiled on first use by native.py, once with REAL = float and once with double; every function has its twin in
- * scan.py, max_scan.py or path_projection.py, which is its reference. Arrays are row-major, (steps, batch, n).
+ * Compiled on first use by native.py, once with REAL = float and WIDE = 0 and once with double and 1; every function
+ * has its twin in scan.py, max_scan.py or path_projection.py, its reference. Arrays are row-major, (steps, batch, n).
  */
 #include <stdint.h>
 #include <string.h>
@@ -15,6 +15,50 @@ typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL)), ma
 #define VEC NAME(vec)
 #define LANES ((int64_t)(64 / sizeof(REAL)))
 #define AT(p) (*(const VEC *)(p))
+
+/* Numbers of the exponential below: bits of the mantissa and of the exponent's bias, and the smallest argument whose
+ * value is not denormal. */
+#undef MANTISSA
+#undef BIAS
+#undef LOWEST
+#undef ROUNDER
+#undef LN2_HIGH
+#undef LN2_LOW
+#if WIDE
+typedef int64_t NAME(bits) __attribute__((vector_size(64)));
+#define MANTISSA 52
+#define BIAS 1023
+#define LOWEST -708.0
+#define ROUNDER 6755399441055744.0
+#define LN2_HIGH 6.93147180369123816490e-01
+#define LN2_LOW 1.90821492927058770002e-10
+#else
+typedef int32_t NAME(bits) __attribute__((vector_size(64)));
+#define MANTISSA 23
+#define BIAS 127
+#define LOWEST -87.0f
+#define ROUNDER 12582912.0f
+#define LN2_HIGH 0.693359375f
+#define LN2_LOW -2.12194440e-4f
+#endif
+#define BITS NAME(bits)
+
+/* exp of numbers up to 0: x = n ln 2 + r, |r| <= ln 2 / 2, exp(r) by its series, to the last digit or two; 0 below
+ * LOWEST. */
+static inline VEC NAME(exponential)(VEC x) {
+    const VEC shifted = x * (REAL)1.44269504088896340736 + ROUNDER; /* n in its lowest bits */
+    const VEC n = shifted - ROUNDER, r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    VEC p = r * (REAL)(1.0 / 5040) + (REAL)(1.0 / 720);
+#if WIDE
+    p = r * (REAL)(1.0 / 6227020800) + (REAL)(1.0 / 479001600);
+    p = p * r + (REAL)(1.0 / 39916800), p = p * r + (REAL)(1.0 / 3628800), p = p * r + (REAL)(1.0 / 362880);
+    p = p * r + (REAL)(1.0 / 40320), p = p * r + (REAL)(1.0 / 5040), p = p * r + (REAL)(1.0 / 720);
+#endif
+    p = p * r + (REAL)(1.0 / 120), p = p * r + (REAL)(1.0 / 24), p = p * r + (REAL)(1.0 / 6);
+    p = p * r + (REAL)0.5, p = p * r + (REAL)1, p = p * r + (REAL)1;
+    const BITS power = ((BITS)shifted + BIAS) << MANTISSA, zero = (BITS)(x < LOWEST);
+    return (VEC)((BITS)(p * (VEC)power) & ~zero);
+}
 
 /* out[j] = sum_i x[i] t[i * m + j], the sums of four vectors' width in registers */
 static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
@@ -62,18 +106,44 @@ static inline void NAME(divide)(REAL *x, REAL by, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] /= by;
 }
 
-/* Along a path: vectors a (or e) and products o (or d), with tables at t + k * step + b * batch. first is a_0; then
- * a_k = rows_{k - order} o_{k-1} for the way up (order 0), e_k = rows_{k + 1} d_{k + 1} for the way down (order 1).
- * across: the product runs along the table's rows (out[j] over i) or down its columns. */
-void NAME(scan)(int64_t steps, int64_t batch, int64_t n, int64_t stride, int64_t down, int64_t across,
-                const REAL *rows, const REAL *t, int64_t step, int64_t each, REAL *a, REAL *o, REAL *scales) {
+/* out = exp(x - top), where top, which is returned, is the largest of x, or 0 if all are -inf. */
+static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
+    REAL top = NAME(largest)(x, n);
+    if (top - top != 0 && top < 0) top = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) *(VEC *)(out + i) = NAME(exponential)(AT(x + i) - top);
+    if (i < n) {
+        VEC rest = {0};
+        memcpy(&rest, x + i, sizeof(REAL) * (n - i));
+        rest = NAME(exponential)(rest - top);
+        memcpy(out + i, &rest, sizeof(REAL) * (n - i));
+    }
+    return top;
+}
+
+/* Along a path, for the batch elements low .. high: vectors a (or e) and products o (or d). a_0 is given; then
+ * a_k = rows_k o_{k-1} for the way up, and for the way down e_k = rows_{k + 1} d_{k + 1}. The loop's rounds from .. to,
+ * of steps in all; the table of step k is at t + (k - first) * step + b * each, and the product runs across its rows
+ * (out[j] over i) or down its columns.
+ *
+ * tops, if not NULL: the tables are given as logarithms; their largest entries are put there, (batch, steps).
+ *
+ * edges, on the way down, if not NULL: room for the marginal of each edge, t[i][j] u[i] v[j] with u, v = e_k and
+ * inner_k / sum(inner_k d_k) * weight[b], the one of the two first that the rows of t belong to; that of step k is at
+ * edges + place[k] * n * n + b * edges_each.
+ *
+ * room: n + n * n numbers. */
+void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t to, int64_t batch, int64_t n,
+                int64_t stride, int64_t down, int64_t across, const REAL *rows, const REAL *t, int64_t first,
+                int64_t step, int64_t each, REAL *a, REAL *o, REAL *scales, REAL *tops, const REAL *inner,
+                const REAL *weight, REAL *edges, const int64_t *place, int64_t edges_each, REAL *room) {
     const int64_t width = batch * n;
-    for (int64_t j = 0; j < steps; j++) {
-        const int64_t k = down ? steps - 1 - j : j, before = down ? k + 1 : k - 1, from = down ? k + 1 : k;
-        for (int64_t b = 0; b < batch; b++) {
-            REAL *x = a + k * width + b * n;
+    for (int64_t b = low; b < high; b++)
+        for (int64_t j = from; j < to; j++) {
+            const int64_t k = down ? steps - 1 - j : j, before = down ? k + 1 : k - 1, row = down ? k + 1 : k;
+            REAL *x = a + k * width + b * n, *out = o + k * width + b * n;
             if (j) {
-                const REAL *r = rows + from * width + b * n, *p = o + before * width + b * n;
+                const REAL *r = rows + row * width + b * n, *p = o + before * width + b * n;
 #pragma omp simd
                 for (int64_t i = 0; i < n; i++) x[i] = r[i] * p[i];
             }
@@ -82,26 +152,49 @@ void NAME(scan)(int64_t steps, int64_t batch, int64_t n, int64_t stride, int64_t
                 scales[(j / stride) * batch + b] = s;
                 NAME(divide)(x, s, n);
             }
-            const REAL *table = t + k * step + b * each;
+            const REAL *table = t + (k - first) * step + b * each;
+            if (tops) {
+                tops[b * steps + k] = NAME(exponentials)(table, room + n, n * n);
+                table = room + n;
+            }
             if (across)
-                NAME(row)(x, table, o + k * width + b * n, n, n);
+                NAME(row)(x, table, out, n, n);
             else
-                NAME(column)(x, table, o + k * width + b * n, n, n);
+                NAME(column)(x, table, out, n, n);
+            if (!edges) continue;
+            const REAL *y = inner + k * width + b * n;
+            REAL total = 0;
+            for (int64_t i = 0; i < n; i++) total += y[i] * out[i];
+            const REAL scale = (weight ? weight[b] : 1) / total;
+            for (int64_t i = 0; i < n; i++) room[i] = y[i] * scale;
+            /* down a column of the table is across its rows for the child's vector, and the other way round */
+            const REAL *u = across ? x : room, *v = across ? room : x;
+            REAL *edge = edges + place[k] * n * n + b * edges_each;
+            for (int64_t i = 0; i < n; i++) {
+                const REAL w = u[i];
+#pragma omp simd
+                for (int64_t l = 0; l < n; l++) edge[i * n + l] = table[i * n + l] * w * v[l];
+            }
         }
-    }
 }
 
-/* Values along a path from its last parent's: p(c) ~ a_k[c] t[v][c], tables (parent, child). uniform is in [0, 1). */
-void NAME(draw)(int64_t steps, int64_t draws, int64_t batch, int64_t alone, int64_t n, const REAL *a, const REAL *t,
-                int64_t step, int64_t each, const double *uniform, const int64_t *last, double *room,
-                int64_t *values) {
-    for (int64_t k = steps - 1; k >= 0; k--)
+/* Values along a path from its last parent's: p(c) ~ a_k[c] t[v][c]. The entry of child value c and parent value v is
+ * c * child + v * parent numbers into a table; logs: they are logarithms. uniform is in [0, 1). */
+void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t batch, int64_t alone, int64_t n,
+                const REAL *a, const REAL *t, int64_t step, int64_t each, int64_t child, int64_t parent, int64_t logs,
+                const double *uniform, const int64_t *last, double *room, REAL *row, int64_t *values) {
+    for (int64_t k = to - 1; k >= from; k--)
         for (int64_t d = 0; d < draws; d++)
             for (int64_t b = 0; b < batch; b++) {
                 const int64_t at = d * batch + b;
                 const int64_t v = k == steps - 1 ? last[at] : values[(k + 1) * draws * batch + at];
                 const REAL *x = a + (k * (alone ? 1 : batch) + (alone ? 0 : b)) * n;
-                const REAL *r = t + k * step + b * each + v * n;
+                const REAL *r = t + (k - from) * step + b * each + v * parent;
+                if (child != 1 || logs) {
+                    for (int64_t i = 0; i < n; i++) row[i] = r[i * child];
+                    if (logs) NAME(exponentials)(row, row, n);
+                    r = row;
+                }
                 double total = 0;
                 for (int64_t i = 0; i < n; i++) room[i] = total += (double)(x[i] * r[i]);
                 const double target = uniform[k * draws * batch + at] * total;
@@ -195,3 +288,4 @@ void NAME(sweep)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL 
 #undef VEC
 #undef LANES
 #undef AT
+#undef BITS

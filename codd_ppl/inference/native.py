@@ -15,13 +15,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["call", "possible", "usable"]
+__all__ = ["call", "call_each", "possible", "slices", "usable"]
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC")
@@ -29,6 +32,10 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 STATES = 96
 """Up to so many states compiled products are the faster ones; beyond, torch's matrix products are."""
+
+
+WORK = 1 << 20
+"""Entries of tables from which on threads are started."""
 
 
 def usable(states: int, *tensors: Tensor) -> bool:
@@ -44,16 +51,42 @@ def possible(*tensors: Tensor) -> bool:
     return library() is not None
 
 
-def call(name: str, *arguments: Tensor | int) -> None:
-    """Call a function of ``native.c``; the first tensor of floating type says which precision."""
+def call(name: str, *arguments: Tensor | int | None) -> None:
+    """Call a function of ``native.c``; the first tensor of floating type says which precision, None is NULL."""
     compiled = library()
     assert compiled is not None
     dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.dtype in SUFFIX)
     function = getattr(compiled, f"{name}_{SUFFIX[dtype]}")
-    values = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) for a in arguments
-    ]
-    function(*values)
+    function(*(_c(argument) for argument in arguments))
+
+
+def slices(batch: int, work: int) -> list[tuple[int, int]]:
+    """Parts of a batch, (from, to), for torch's number of threads; a single one where that doesn't pay.
+
+    Args:
+        batch: its size.
+        work: entries of tables to look at for each batch element.
+    """
+    threads = min(torch.get_num_threads(), batch)
+    if threads < 2 or batch * work < WORK:
+        return [(0, batch)]
+    bounds = [batch * i // threads for i in range(threads + 1)]
+    return list(pairwise(bounds))
+
+
+def call_each(name: str, calls: Sequence[Sequence[Tensor | int | None]]) -> None:
+    """Several calls at once, each in a thread of its own."""
+    if len(calls) == 1:
+        return call(name, *calls[0])
+    with ThreadPoolExecutor(len(calls)) as pool:  # a lasting one would not survive a fork
+        for done in [pool.submit(call, name, *arguments) for arguments in calls]:
+            done.result()
+
+
+def _c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_void_p(None) if argument is None else ctypes.c_int64(argument)
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +110,8 @@ def _build(compiler: str) -> Path:
     """The shared library, compiled unless it is in the cache already."""
     source = SOURCE.read_text(encoding="utf-8")
     whole = "".join(
-        f"#define REAL {real}\n#define SUFFIX {real}\n{source}\n#undef REAL\n#undef SUFFIX\n"
+        f"#define REAL {real}\n#define SUFFIX {real}\n#define WIDE {int(real == 'double')}\n{source}\n"
+        "#undef REAL\n#undef SUFFIX\n#undef WIDE\n"
         for real in SUFFIX.values()
     )
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout

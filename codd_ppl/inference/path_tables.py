@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
+from codd_ppl.inference import native
 from codd_ppl.inference.tables import Tables, picked
 
-__all__ = ["PathTables"]
+__all__ = ["PathTables", "Strided"]
 
 CHUNK = 1 << 18
 """Entries of the tables that are turned into linear space at a time, so that they stay in the cache."""
 
 KEPT = 1 << 22
 """All tables of a path are kept in linear space up to so many entries; larger ones are computed anew by each pass."""
+
+
+class Strided(NamedTuple):
+    """Tables for a compiled loop.
+
+    Attributes:
+        table: the numbers, that of the first step and batch element first, each table's in one piece.
+        first, stop: the steps that they belong to.
+        step, each: strides between steps and between batch elements.
+        across: their rows belong to child values, so that a product with the child's vector runs across them.
+    """
+
+    table: Tensor
+    first: int
+    stop: int
+    step: int
+    each: int
+    across: bool
 
 
 class PathTables:
@@ -27,15 +48,18 @@ class PathTables:
         tables: of the query.
         run: the path.
         inplace: nothing here is differentiated, so that memory may be used again.
+        batch: of the vectors that go along.
 
     Attributes:
         batch: of the tables, 1 where all batch elements use the same.
+        native: a compiled loop is the faster one.
+        logs_only: it takes the exponentials of the tables by itself, as every batch element has its own.
         kept: the linear tables of all steps are in memory, ``linear``.
         gauge: (batch or 1, 1, parent) of a shared table, else None.
         scales: (batch or 1, steps) of own tables, complete after one pass over them, else None.
     """
 
-    def __init__(self, tables: Tables, run: Run, inplace: bool) -> None:
+    def __init__(self, tables: Tables, run: Run, inplace: bool, batch: int) -> None:
         self.logs, self.places, self.flipped, self.block = tables.run(run)
         self.steps, self.inplace = run.stop - run.start, inplace
         self.batch = max(t.shape[0] for t in self.logs) if self.logs[0].shape[0] else 0
@@ -44,8 +68,10 @@ class PathTables:
         self.scales: Tensor | None = None
         self.linear: list[Tensor] = []
         self._rows: Tensor | None = None
-        self._strided: tuple[Tensor, int, int, bool] | None = None
+        self._strided: dict[bool | None, Strided] = {}
         self._first, self._ahead, self._behind = -1, list[Tensor](), list[Tensor]()
+        states, threads = self.logs[0].shape[-1], torch.get_num_threads()
+        self.native, self.logs_only = inplace and native.usable(states, self.logs[0]), False
         if self.shared:
             log, self.kept = self.logs[0], True
             top = log.detach().amax(-2, keepdim=True)
@@ -54,8 +80,11 @@ class PathTables:
             table = self.linear[0][0] if self.batch == 1 else self.linear[0]
             self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
             return
+        if inplace and max(batch, self.batch) == self.batch and native.possible(self.logs[0]):
+            self.native = self.logs_only = states <= native.STATES or self.batch >= threads
         size = self.batch * self.logs[0].shape[1] * self.logs[0].shape[2]
-        self.kept = not inplace or size * self.steps <= KEPT
+        self.kept = not inplace or (size * self.steps <= KEPT and not self.logs_only)
+        self.native = self.logs_only or (self.native and self.kept)
         self.each = self.steps if self.kept else max(1, CHUNK // max(1, size))
         self.scales = self.logs[0].new_zeros(self.batch, self.steps)
         self._room: Tensor | None = None
@@ -121,25 +150,40 @@ class PathTables:
         some = [log.expand(self.batch, -1, -1) for log in self.logs[start:stop]]
         return some[0][:, None] if len(some) == 1 else torch.stack(some, dim=1)
 
-    def strided(self) -> tuple[Tensor, int, int, bool]:
-        """Kept tables for a compiled loop: contiguous numbers, strides of steps and batch, and what the rows are.
+    def strided(self, k: int, across: bool | None = None) -> Strided:
+        """The tables around step k for a compiled loop, in log space if :attr:`logs_only`.
 
-        Rows belong to child values (True: a product with the child's vector runs across them) or to the parent's.
+        Args:
+            k: the step.
+            across: as in :class:`Strided`, None: as they are.
         """
-        if self._strided is None:
-            self._strided = self._lay_out()
-        return self._strided
+        known = self._strided.get(across)
+        if known is None or not known.first <= k < known.stop:
+            known = self._strided[across] = self._lay_out(k, across)
+        return known
 
-    def _lay_out(self) -> tuple[Tensor, int, int, bool]:
-        if not self.linear:
-            self._load(0)
-        table = self.linear[0]
-        across = not table.transpose(-1, -2).is_contiguous()
-        table = table.contiguous() if across else table.transpose(-1, -2)
-        size = table.shape[-1] * table.shape[-2]
-        if self.shared:
-            return table, 0, 0 if self.batch == 1 else size, across
-        return table, size, 0 if self.batch == 1 else self.steps * size, across
+    def _lay_out(self, k: int, across: bool | None) -> Strided:
+        first, stop, start, direction = 0, self.steps, 0, 0 if self.shared else 1
+        if not self.logs_only:
+            if not self.linear:
+                self._load(0)
+            table = self.linear[0][:, None] if self.shared else self.linear[0]
+        elif self.block is None:
+            first = k - k % self.each
+            stop = min(first + self.each, stop)
+            table = self._stacked(first, stop)
+        elif self.places == tuple(range(stop)):
+            table = self.block
+        elif self.places == tuple(range(stop - 1, -1, -1)):
+            table, start, direction = self.block, stop - 1, -1
+        else:
+            table = self._stacked(first, stop)
+        if across is None:
+            across = not table[0, 0].T.is_contiguous()
+        rows = table if across else table.transpose(-1, -2)
+        rows = (rows if rows[0, 0].is_contiguous() else rows.contiguous())[:, start:]
+        step, each = direction * rows.stride(1), 0 if self.batch == 1 else rows.stride(0)
+        return Strided(rows, first, stop, step, each, across)
 
     def edges_buffer(self) -> Tensor:
         """Room for a value at each entry of each table, laid out as the tables were given: (batch, steps, ..)."""

@@ -44,7 +44,7 @@ class UpScan:
     def __init__(self, tables: Tables, run: Run, base: Tensor, semiring: LogSemiring) -> None:
         self.run, self.steps, stride = run, run.stop - run.start, semiring.stride
         self.inplace = not (torch.is_grad_enabled() and tables.differentiable)
-        self.path = path = PathTables(tables, run, self.inplace)
+        self.path = path = PathTables(tables, run, self.inplace, base.shape[0])
         self._given = base
         batch = max(base.shape[0], path.batch) if base.shape[0] else 0
         # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
@@ -78,7 +78,7 @@ class UpScan:
         if self.inplace:
             self.a, self.o = torch.empty_like(self.rows), torch.empty_like(self.rows)
             self.a[0].copy_(self.rows[0])
-            if path.kept and native.usable(self.rows.shape[-1], self.rows, *path.linear):
+            if path.native:
                 self._scaled = run_native(path, self.rows, self.a, self.o, stride, down=False)
                 return
             a, o = self.a.unbind(0), self.o.unbind(0)
@@ -133,7 +133,7 @@ class UpScan:
         draws, batch = last.shape
         shape = (self.steps, draws, batch, 1)
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=last.device)
-        if self.path.kept and native.possible(self.a, *self.path.linear):
+        if self.path.native:
             return draw_native(self.path, self.a, uniform, last)
         # The largest uniform number is 1 - 2^-53; a little less keeps its product with a sum below that sum.
         targets, value = (uniform * (1 - 2**-50)).unbind(0), last
@@ -187,8 +187,10 @@ class DownScan:
         if up.inplace:
             self.e, self.d = up.rows.new_empty(self.rows.shape), up.rows.new_empty(self.rows.shape)
             self.e[-1].copy_(first)
-            if path.kept and native.usable(self.rows.shape[-1], self.rows, *path.linear):
-                self._scaled = run_native(path, self.rows, self.e, self.d, stride, down=True)
+            self.edges = into
+            if path.native:
+                edges = (into, up.a, weight)
+                self._scaled = run_native(path, self.rows, self.e, self.d, stride, True, edges)
                 return
             e, d = self.e.unbind(0), self.d.unbind(0)
             for k in range(steps - 1, -1, -1):
@@ -205,7 +207,6 @@ class DownScan:
                         share = share * weight[:, None, None]
                     edge = path.edge(into, k)
                     torch.mul(path.table(k), share, out=edge).mul_(e[k].reshape(into.shape[0], 1, -1))
-            self.edges = into
         else:
             each, out = [first] * steps, [first] * steps
             for k in range(steps - 1, -1, -1):
@@ -262,32 +263,59 @@ def finite_top(log: Tensor) -> Tensor:
     return log.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).min / 4)
 
 
-def run_native(path: PathTables, rows: Tensor, a: Tensor, o: Tensor, stride: int, down: bool) -> list[Tensor]:
-    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales."""
+def run_native(
+    path: PathTables,
+    rows: Tensor,
+    a: Tensor,
+    o: Tensor,
+    stride: int,
+    down: bool,
+    edges: tuple[Tensor | None, Tensor, Tensor | None] | None = None,
+) -> list[Tensor]:
+    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales.
+
+    Args:
+        edges: on the way down, room for the marginal of every edge, the upward vectors, and weights of the batch.
+    """
     steps, batch, n = rows.shape[0], rows.shape[1], rows.shape[-1]
-    rows, (table, step, each, across) = rows.contiguous(), path.strided()
-    scales = rows.new_empty(-(-steps // stride), batch)
-    across = across != down
-    if path.shared and not across:  # small, and faster across its rows
-        table, across = table.transpose(-1, -2).contiguous(), True
-    native.call(
-        "scan", steps, batch, n, stride, int(down), int(across), rows, table, step, each, a, o, scales
-    )
+    rows, scales = rows.contiguous(), rows.new_empty(-(-steps // stride), batch)
+    into, inner, weight = edges or (None, None, None)
+    weight = None if weight is None else weight.contiguous()
+    places = None if into is None else torch.tensor(path.places)
+    slices, done = native.slices(batch, steps * n * n), 0
+    rooms = [rows.new_empty(n + n * n) for _ in slices]
+    # Products with a small shared table are faster across its rows; edges' marginals are laid out as given.
+    across = not down if path.shared else None if into is None else not path.flipped
+    while done < steps:
+        tables = path.strided(steps - 1 - done if down else done, across)
+        until = steps - tables.first if down else tables.stop
+        given = (
+            *(steps, done, until, batch, n, stride, int(down), int(tables.across != down), rows),
+            *(tables.table, tables.first, tables.step, tables.each, a, o, scales),
+            *(path.scales if path.logs_only else None, inner, weight, into, places, steps * n * n),
+        )
+        native.call_each("scan", [(*some, *given, room) for some, room in zip(slices, rooms, strict=True)])
+        done = until
     return list(scales.unbind(0))
 
 
 def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> Tensor:
     """The compiled loop of :meth:`UpScan.draw`."""
     steps, draws, batch, n = a.shape[0], *last.shape, a.shape[-1]
-    table, step, each, across = path.strided()
-    if across:  # a row for each value of the parent
-        table = table.transpose(-1, -2).contiguous()
-    values = last.new_empty(steps, draws, batch)
-    alone = int(a.shape[1] == 1 and batch != 1)
-    room = torch.empty(n, dtype=torch.float64)
-    native.call(
-        "draw", steps, draws, batch, alone, n, a, table, step, each, uniform, last.contiguous(), room, values
-    )
+    values, last = last.new_empty(steps, draws, batch), last.contiguous()
+    alone, stop = int(a.shape[1] == 1 and batch != 1), steps
+    room, row = torch.empty(n, dtype=torch.float64), a.new_empty(n)
+    while stop > 0:
+        tables = path.strided(
+            stop - 1, None if path.logs_only else False
+        )  # a row for each value of the parent
+        child, parent = (n, 1) if tables.across else (1, n)
+        native.call(
+            "draw",
+            *(steps, tables.first, stop, draws, batch, alone, n, a, tables.table, tables.step, tables.each),
+            *(child, parent, int(path.logs_only), uniform, last, room, row, values),
+        )
+        stop = tables.first
     return values
 
 
