@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference.downward import Downward
 from codd_ppl.inference.scan import DownScan
 from codd_ppl.inference.tables import Key, picked
@@ -48,24 +51,39 @@ def factor_counts(down: Downward, key: Key, weight: Tensor | None, per_batch: bo
     for name in (n for n in names if plan.factor[n].order == 1):
         marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
         parts.append(_weighted(marginal, weight, per_batch))
-    done: set[int] = set()
-    for run in plan.runs:
-        steps = [i for i in range(run.start, run.stop) if plan.steps[i].messages[0].factor in names]
-        found = down.scan(run.start) if steps else None
-        if found is not None:
-            counts = _run_counts(found[0], [i - run.start for i in steps], weight, per_batch)
-            counts = counts[:, 0] if counts.shape[1] == 1 else counts.sum(1)
-            parts.append(counts.movedim(-1, 1 + plan.steps[run.start].parent_axis))
-            done.update(steps)
-    for index, step in enumerate(plan.steps):
-        where = [g for g, m in enumerate(step.messages) if m.factor in names]
-        if where and index not in done:
-            counts = _step_counts(down, index, where, weight, per_batch)
-            parts.append(counts.movedim(-1, 1 + step.parent_axis))
+    runs, others = _places(plan, names, down.fast and down.up.scanning)
+    for start, steps in runs:
+        found = down.scan(start)
+        assert found is not None
+        counts = _run_counts(found[0], list(steps), weight, per_batch)
+        counts = counts[:, 0] if counts.shape[1] == 1 else counts.sum(1)
+        parts.append(counts.movedim(-1, 1 + plan.steps[start].parent_axis))
+    for index, where in others:
+        counts = _step_counts(down, index, list(where), weight, per_batch)
+        parts.append(counts.movedim(-1, 1 + plan.steps[index].parent_axis))
     if not parts:  # a factor or tie whose factors all have their tables under other keys
         shape = tables.shapes[key]
         parts.append(torch.zeros((1, *shape), dtype=tables.dtype, device=tables.device))
     return sum(parts[1:], parts[0])
+
+
+@lru_cache(maxsize=256)
+def _places(
+    plan: ContractionPlan, names: frozenset[str], scanning: bool
+) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[tuple[int, tuple[int, ...]], ...]]:
+    """Where some factors are: (start of a run, places in it) of those on runs, (step, messages of it) of the others."""
+    runs, done = [], set[int]()
+    for run in plan.runs if scanning else ():
+        steps = [i for i in range(run.start, run.stop) if plan.steps[i].messages[0].factor in names]
+        if steps:
+            runs.append((run.start, tuple(i - run.start for i in steps)))
+            done.update(steps)
+    others = []
+    for index, step in enumerate(plan.steps):
+        where = tuple(g for g, m in enumerate(step.messages) if m.factor in names)
+        if where and index not in done:
+            others.append((index, where))
+    return tuple(runs), tuple(others)
 
 
 def _stacked_counts(down: Downward, key: tuple[str, ...], weight: Tensor | None, per_batch: bool) -> Tensor:

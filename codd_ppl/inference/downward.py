@@ -128,8 +128,12 @@ class Downward:
 
     def run(self) -> None:
         """Messages to all inner variables, roots first, so that the lazy accessors never recurse along a deep tree."""
-        for s in range(len(self.plan.steps) - 1, -1, -1):
-            if self.scan(s) is not None:
+        s = len(self.plan.steps)
+        while s > 0:
+            s -= 1
+            found = self.scan(s)
+            if found is not None:
+                s = found[0].up.run.start
                 continue
             for c in range(len(self.plan.steps[s].shape) - 1):
                 if any(self.plan.below[m.children[c]] for m in self.plan.steps[s].messages):

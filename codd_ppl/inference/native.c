@@ -83,6 +83,36 @@ static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n,
         for (int64_t l = j; l < m; l++) out[l] += x[i] * t[i * m + l];
 }
 
+/* The same for `count` vectors x and out, n numbers apart, and m = n: a constant, so that registers hold the sums. */
+static inline __attribute__((always_inline)) void NAME(group)(const REAL *x, const REAL *t, REAL *out, int64_t n,
+                                                              const int count) {
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        VEC s[8] = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const VEC r = AT(t + i * n + j);
+            for (int c = 0; c < count; c++) s[c] += x[c * n + i] * r;
+        }
+        for (int c = 0; c < count; c++) *(VEC *)(out + c * n + j) = s[c];
+    }
+    for (; j < n; j++)
+        for (int c = 0; c < count; c++) {
+            REAL s = 0;
+            for (int64_t i = 0; i < n; i++) s += x[c * n + i] * t[i * n + j];
+            out[c * n + j] = s;
+        }
+}
+
+static inline void NAME(rows)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n) {
+    int64_t b = 0;
+#ifdef __AVX512F__ /* 32 registers */
+    for (; b + 8 <= vectors; b += 8) NAME(group)(x + b * n, t, out + b * n, n, 8);
+#endif
+    for (; b + 4 <= vectors; b += 4) NAME(group)(x + b * n, t, out + b * n, n, 4);
+    for (; b + 2 <= vectors; b += 2) NAME(group)(x + b * n, t, out + b * n, n, 2);
+    for (; b < vectors; b++) NAME(row)(x + b * n, t, out + b * n, n, n);
+}
+
 /* out[i] = sum_j t[i * m + j] x[j] */
 static inline void NAME(column)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
     for (int64_t i = 0; i < n; i++) {
@@ -121,6 +151,22 @@ static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
     return top;
 }
 
+/* Round j of the loop below, at step k: the vector that goes into the product. */
+static inline void NAME(step)(int64_t j, int64_t k, int64_t down, int64_t b, int64_t batch, int64_t n, int64_t stride,
+                              const REAL *rows, REAL *x, const REAL *o, REAL *scales) {
+    if (j) {
+        const REAL *r = rows + ((down ? k + 1 : k) * batch + b) * n;
+        const REAL *p = o + ((down ? k + 1 : k - 1) * batch + b) * n;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) x[i] = r[i] * p[i];
+    }
+    if (j % stride == 0) {
+        const REAL s = NAME(largest)(x, n);
+        scales[(j / stride) * batch + b] = s;
+        NAME(divide)(x, s, n);
+    }
+}
+
 /* Along a path, for the batch elements low .. high: vectors a (or e) and products o (or d). a_0 is given; then
  * a_k = rows_k o_{k-1} for the way up, and for the way down e_k = rows_{k + 1} d_{k + 1}. The loop's rounds from .. to,
  * of steps in all; the table of step k is at t + (k - first) * step + b * each, and the product runs across its rows
@@ -138,20 +184,21 @@ void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t 
                 int64_t step, int64_t each, REAL *a, REAL *o, REAL *scales, REAL *tops, const REAL *inner,
                 const REAL *weight, REAL *edges, const int64_t *place, int64_t edges_each, REAL *room) {
     const int64_t width = batch * n;
+    if (across && !step && !each && !tops && !edges) { /* one table for all */
+        for (int64_t j = from; j < to; j++) {
+            const int64_t k = down ? steps - 1 - j : j;
+            REAL *x = a + k * width;
+            for (int64_t b = low; b < high; b++)
+                NAME(step)(j, k, down, b, batch, n, stride, rows, x + b * n, o, scales);
+            NAME(rows)(x + low * n, t, o + k * width + low * n, high - low, n);
+        }
+        return;
+    }
     for (int64_t b = low; b < high; b++)
         for (int64_t j = from; j < to; j++) {
-            const int64_t k = down ? steps - 1 - j : j, before = down ? k + 1 : k - 1, row = down ? k + 1 : k;
+            const int64_t k = down ? steps - 1 - j : j;
             REAL *x = a + k * width + b * n, *out = o + k * width + b * n;
-            if (j) {
-                const REAL *r = rows + row * width + b * n, *p = o + before * width + b * n;
-#pragma omp simd
-                for (int64_t i = 0; i < n; i++) x[i] = r[i] * p[i];
-            }
-            if (j % stride == 0) {
-                const REAL s = NAME(largest)(x, n);
-                scales[(j / stride) * batch + b] = s;
-                NAME(divide)(x, s, n);
-            }
+            NAME(step)(j, k, down, b, batch, n, stride, rows, x, o, scales);
             const REAL *table = t + (k - first) * step + b * each;
             if (tops) {
                 tops[b * steps + k] = NAME(exponentials)(table, room + n, n * n);

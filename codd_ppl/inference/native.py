@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC")
 SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
-STATES = 96
+STATES = 512
 """Up to so many states compiled products are the faster ones; beyond, torch's matrix products are."""
 
 
