@@ -16,9 +16,10 @@ from codd_ppl.inference.contraction import log_joint, max_product, rows, slices
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.semirings import log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Float, Int, LogPotentials
 
-__all__ = ["entropy", "log_partition", "marginals", "mode", "sample"]
+__all__ = ["decode", "entropy", "log_partition", "marginals", "mode", "sample"]
 
 CHUNK = 1 << 23
 """Largest number of weights that one clique of a sample looks at at once; more draws are made in slices."""
@@ -32,13 +33,16 @@ def calibrated(tables: Tables) -> tuple[Calibration, Tensor]:
 
 
 def _finite(tables: Tables, total: Tensor) -> Tensor:
-    if bool((~(total < torch.inf)).any()):
+    if not transforming() and bool((~(total < torch.inf)).any()):
         raise PotentialsError(f"log_potentials must be finite or -inf: {tables.bad_entries()}")
     return total
 
 
 def log_partition(plan: ContractionPlan, log_potentials: LogPotentials) -> Float[Tensor, "*batch"]:
     """log Z; its gradient is the marginals, from the messages back down the tree."""
+    if transforming():
+        tables = Tables(plan, log_potentials)
+        return unflatten(tables, calibrated(tables)[1])
     result: Tensor = _LogPartition.apply(plan, tuple(log_potentials), *log_potentials.values())
     return result
 
@@ -70,14 +74,18 @@ class _LogPartition(torch.autograd.Function):
 
 def _users(tables: Tables, key: Key) -> list[str]:
     """Variables, and factors of order two or more, whose marginals make up that of a key."""
-    plan = tables.plan
-    if isinstance(key, tuple):
+    if key in tables.layout.blocks:
         return list(key)
-    if key in plan.variable:
-        return [key]
-    # The users of the table: a tie may be named like one of its factors; others may have tables of their own.
-    names = [n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw]
-    return [n if plan.factor[n].order > 1 else plan.factor[n].scope[0] for n in names]
+    if key in tables.plan.variable:
+        return [str(key)]
+    users = tables.users([key])
+    names = key if isinstance(key, tuple) else tables.plan.ties.get(key, (key,))
+    return [_home(tables.plan, name) for name in names if name in users]
+
+
+def _home(plan: ContractionPlan, factor: str) -> str:
+    """Under what name the marginal of a factor is found."""
+    return factor if plan.factor[factor].order > 1 else plan.factor[factor].scope[0]
 
 
 def _expected(tables: Tables, found: dict[str, Tensor], key: Key, weight: Tensor) -> Tensor:
@@ -92,9 +100,15 @@ def _expected(tables: Tables, found: dict[str, Tensor], key: Key, weight: Tensor
 
 def _marginal(tables: Tables, found: dict[str, Tensor], key: Key) -> Tensor:
     """Probabilities behind a key, (batch or 1, *event): of variables, stacked ones, a factor, or the sum over a tie."""
-    parts = [found[name].exp() for name in _users(tables, key)]
     if isinstance(key, tuple):
-        return torch.stack(torch.broadcast_tensors(*parts), 1)
+        nothing = torch.zeros(1, *tables.shapes[key][1:], dtype=tables.dtype, device=tables.device)
+        block, users = key in tables.layout.blocks, tables.users([key])
+        each = [
+            found[name if block else _home(tables.plan, name)].exp() if block or name in users else nothing
+            for name in key
+        ]
+        return torch.stack(torch.broadcast_tensors(*each), 1)
+    parts = [found[name].exp() for name in _users(tables, key)]
     if not parts:  # every factor of the tie has a table of its own
         return torch.zeros(1, *tables.shapes[key], dtype=tables.dtype, device=tables.device)
     return sum(parts[1:], parts[0])
@@ -160,7 +174,7 @@ def sample(
         draws = prod(sample_shape)
         most = max(c.entries // _entries(plan, c.separator) for c in up.tree.cliques)
         each = max(1, CHUNK // max(1, tables.batch * most))
-        parts = [_decode(up, min(each, draws - start), choose) for start in range(0, max(1, draws), each)]
+        parts = [decode(up, min(each, draws - start), choose) for start in range(0, max(1, draws), each)]
         shape = (*sample_shape, *tables.batch_shape)
         return {name: torch.cat([part[name] for part in parts]).reshape(shape) for name in plan.variable}
 
@@ -172,7 +186,7 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
         require_proper(tables)
         up = Calibration(tables, max_product)
         require_feasible(tables, _finite(tables, up.log_partition()))
-        best = _decode(up, 1, lambda log: log.argmax(-1))
+        best = decode(up, 1, lambda log: log.argmax(-1))
         return {name: value.reshape(tables.batch_shape) for name, value in best.items()}
 
 
@@ -180,7 +194,7 @@ def _entries(plan: ContractionPlan, names: tuple[str, ...]) -> int:
     return prod(plan.variable[v].cardinality for v in names)
 
 
-def _decode(up: Calibration, draws: int, choose: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def decode(up: Calibration, draws: int, choose: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Values of each clique's residual given its separator, roots first: variable -> (draws, batch)."""
     plan, batch = up.plan, up.tables.batch
     values: dict[str, Tensor] = {}

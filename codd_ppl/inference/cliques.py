@@ -15,8 +15,9 @@ from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.contraction import Contract, max_product, sum_product, top
 from codd_ppl.inference.semirings import log_normalized
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import transforming
 
-__all__ = ["Calibration", "contradiction", "require_proper", "table", "tree_of"]
+__all__ = ["Calibration", "contradiction", "require_proper", "tree_of"]
 
 
 def tree_of(plan: ContractionPlan) -> CliqueTree:
@@ -27,17 +28,14 @@ def tree_of(plan: ContractionPlan) -> CliqueTree:
 
 def require_proper(tables: Tables) -> None:
     """Raise PotentialsError where a log-potential is NaN or +inf."""
+    if transforming():
+        return
     tops = [t.detach().amax().to(tables.dtype) for t in tables.raw.values() if t.numel()]
     if tops and not bool((torch.stack(tops) < torch.inf).all()):
         raise PotentialsError(
             f"log_potentials must be finite or -inf: {tables.bad_entries()}. "
             "-inf means impossible; replace NaN and +inf before the call"
         )
-
-
-def table(tables: Tables, factor: str) -> Tensor:
-    """A factor's own table, or else its tie's, (batch or 1, *cardinalities)."""
-    return tables.flat(factor if factor in tables.raw else tables.plan.factor[factor].tie or "")
 
 
 class Calibration:
@@ -69,7 +67,7 @@ class Calibration:
         if isinstance(key, int):
             return self.ups[key] if kind == "up" else self.downs[key]
         if kind == "factor":
-            return table(self.tables, key)
+            return self.tables.factor(key)
         return self.evidence[key] if kind == "evidence" else torch.zeros_like(self.evidence[key][:1])
 
     def contracted(self, contraction: Contraction) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import Contraction
 from codd_ppl.inference.semirings import safe_logsumexp
+from codd_ppl.inference.transforms import transforming
 
 __all__ = ["Contract", "log_joint", "max_product", "rows", "slices", "sum_product", "top"]
 
@@ -42,7 +43,7 @@ def sum_product(contraction: Contraction, logs: Sequence[Tensor]) -> Tensor:
     small = [t - m for t, m in zip(logs, tops, strict=True)]
     parts = []
     for few in slices(small, prod(size for _, size in contraction.sizes)):
-        part = _linear(contraction, few)
+        part = None if transforming() else _linear(contraction, few)
         parts.append(_in_log_space(contraction, few, safe_logsumexp) if part is None else part)
     result = _joined(parts)
     for m in tops:

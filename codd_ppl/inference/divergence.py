@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference import loopy
 from codd_ppl.inference.downward import Downward, outside
 from codd_ppl.inference.expectations import expectation
 from codd_ppl.inference.feasibility import require_feasible
@@ -42,8 +43,10 @@ def kl(
     Raises:
         PotentialsError: malformed log-potentials.
         InfeasibleError: some batch element of p or q has no possible assignment.
+        IntractableError: the plan is an approximation.
     """
-    if plan.route == "clique contraction":
+    loopy.require_exact(plan, "kl")
+    if plan.junction is not None:
         return _cross_by_expectation(plan, p_log_potentials, q_log_potentials) - entropy(
             plan, p_log_potentials
         )
@@ -57,7 +60,8 @@ def cross_entropy(
 
     Args, returns, raises: as in :func:`kl`.
     """
-    if plan.route == "clique contraction":
+    loopy.require_exact(plan, "cross_entropy")
+    if plan.junction is not None:
         return _cross_by_expectation(plan, p_log_potentials, q_log_potentials)
     return _by_chain_rule(plan, p_log_potentials, q_log_potentials, own=False)
 

@@ -118,10 +118,11 @@ def add_evidence(
 
 def used(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Tensor]:
     """The log-potentials without ties' tables that no factor takes, as each has its own."""
+    own = {name for key in log_potentials for name in (key if isinstance(key, tuple) else (key,))}
     return {
         key: value
         for key, value in log_potentials.items()
-        if key not in plan.ties or any(n == key or n not in log_potentials for n in plan.ties[str(key)])
+        if key not in plan.ties or any(n == key or n not in own for n in plan.ties[str(key)])
     }
 
 

@@ -9,7 +9,7 @@ from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.evidence import used
 from codd_ppl.inference.queries import marginals
-from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.tables import Key, Tables, layout
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["expectation"]
@@ -56,10 +56,11 @@ def expectation(
 
 def _checked(plan: ContractionPlan, statistics: LogPotentials) -> Tables:
     """The statistics as tables whose ``raw`` holds the given keys and nothing else."""
+    given = {name for key in statistics for name in (key if isinstance(key, tuple) else (key,))}
     zeros: dict[Key, Tensor] = {
         factor.name: torch.zeros(()).expand([plan.variable[v].cardinality for v in factor.scope])
         for factor in plan.factors
-        if factor.name not in statistics and factor.tie not in statistics
+        if factor.name not in given and factor.tie not in given
     }
     try:
         tables = Tables(plan, {**zeros, **statistics})
@@ -75,30 +76,48 @@ def _checked(plan: ContractionPlan, statistics: LogPotentials) -> Tables:
 def _weights(plan: ContractionPlan, log_potentials: LogPotentials, given: Tables) -> dict[Key, Tensor]:
     """Key of a statistic -> marginals of what it applies to, summed over the factors of a tie."""
     own: dict[Key, Tensor] = dict(log_potentials)
-    tables = [key for key in given.raw if isinstance(key, str) and key not in plan.variable]
-    # Marginals come under the keys of the log-potentials: where those serve other factors, each gets its own table.
-    for table in tables:
-        if table not in own or _users(plan, own, table) != _users(plan, given.raw, table):
-            tie = plan.factor[table].tie if table in plan.factor else table
-            for name in plan.ties[tie] if tie is not None else ():
-                if plan.factor[name].order > 1 and name not in own and tie in own:
-                    own[name] = own[tie]
+    source = layout(plan, tuple(own)).source
+    tables = [key for key in given.raw if key not in given.layout.blocks and key not in plan.variable]
+    users = {key: given.users([key]) for key in tables}
+    held: dict[Key, frozenset[str]] = {key: _users(plan, own, key) for key in own if key in plan.ties}
+    whole: dict[Key, Key] = {}  # statistic -> the key of a tie that all its factors and no others take
+    for key in tables:
+        keys = {source[name][0] for name in users[key]}
+        if not isinstance(key, tuple) and len(keys) == 1 and held.get(*keys) == users[key]:
+            whole[key] = keys.pop()
+        else:
+            # Marginals come under the keys of the log-potentials: where others share it, each gets its own table.
+            for tie in keys & held.keys():
+                split = [n for n in held[tie] if n != tie and plan.factor[n].order > 1]
+                own.update({name: own[tie] for name in split})
     own = used(plan, own)
-    found = marginals(plan, own)
+    found, source = marginals(plan, own), layout(plan, tuple(own)).source
+
+    def single(name: str) -> Tensor:
+        factor, (key, place) = plan.factor[name], source[name]
+        if factor.order == 1:
+            return found[factor.scope[0]]
+        return found[key] if place is None else found[key].select(-1 - factor.order, place)
+
     weights: dict[Key, Tensor] = {}
     for key in given.raw:
-        if isinstance(key, tuple):
+        if key in whole and _users(plan, own, whole[key]) == held[whole[key]]:
+            weights[key] = found[whole[key]]
+        elif key in given.layout.blocks:
             weights[key] = torch.stack([found[name] for name in key], -2)
-        elif key not in tables or (key in own and _users(plan, own, key) == _users(plan, given.raw, key)):
+        elif key not in users:
             weights[key] = found[key]
-        else:
-            users = [plan.factor[name] for name in _users(plan, given.raw, key)]
-            parts = [found[f.name] if f.order > 1 else found[f.scope[0]] for f in users]
-            if parts:  # else every factor of the tie has a statistic of its own
-                weights[key] = sum(parts[1:], parts[0])
+        elif isinstance(key, tuple):
+            parts = {name: single(name) for name in key if name in users[key]}
+            if parts:
+                nothing, order = torch.zeros_like(next(iter(parts.values()))), plan.factor[key[0]].order
+                weights[key] = torch.stack([parts.get(name, nothing) for name in key], -1 - order)
+        elif users[key]:  # else every factor of the tie has a statistic of its own
+            each = [single(name) for name in plan.factor if name in users[key]]
+            weights[key] = sum(each[1:], each[0])
     return weights
 
 
-def _users(plan: ContractionPlan, given: LogPotentials, key: str) -> list[str]:
+def _users(plan: ContractionPlan, given: LogPotentials, key: Key) -> frozenset[str]:
     """Names of the factors that take their table from a key."""
-    return [n for n in plan.ties[key] if n == key or n not in given] if key in plan.ties else [key]
+    return frozenset(name for name, (found, _) in layout(plan, tuple(given)).source.items() if found == key)

@@ -58,6 +58,8 @@ def require_exact(plan: ContractionPlan, query: str) -> None:
         "mode": "for the best value of each variable alone take marginals(plan, log_potentials)[name].argmax(-1)",
         "sample": "beliefs belong to no joint distribution that could be drawn from",
         "entropy": "beliefs belong to no joint distribution that would have one",
+        "marginal": "marginals(plan, log_potentials) has the beliefs of single variables and of factors",
+        "log_prob": "marginals(plan, log_potentials) has the beliefs of single variables and of factors",
     }.get(query, "only log_partition, marginals and log_score are defined here")
     raise IntractableError(
         f"{query} is not defined for a plan compiled with approximate={plan.approximation}: {instead}. For an exact "

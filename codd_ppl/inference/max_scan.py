@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
 from codd_ppl.inference import native
+from codd_ppl.inference.semirings import joint_batch
 from codd_ppl.inference.tables import Tables
 
 __all__ = ["MaxScan"]
@@ -40,7 +41,7 @@ class MaxScan:
         self.run, self.steps = run, run.stop - run.start
         logs, _, _, _ = tables.run(run)
         self._logs = logs * self.steps if len(logs) == 1 else logs
-        batch = max(base.shape[0], *(t.shape[0] for t in logs)) if base.shape[0] else 0
+        batch = joint_batch(base.shape[0], *(t.shape[0] for t in logs))
         base = base.transpose(0, 1).expand(-1, batch, -1)
         self.x, self.m = base.new_empty(base.shape), base.new_empty(base.shape)
         self.offset = base.new_zeros(batch, self.steps)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan, LoopyBeliefPropagation
-from codd_ppl.inference.cliques import table
 from codd_ppl.inference.semirings import log_normalized, safe_logsumexp
 from codd_ppl.inference.tables import Key, Tables
 
@@ -51,7 +50,7 @@ class Rounds:
     def __init__(self, tables: Tables) -> None:
         self.tables, self.plan, self.groups = tables, tables.plan, _groups(tables.plan)
         self.logs = [
-            torch.stack(torch.broadcast_tensors(*[table(tables, n) for n in g.factors]), 1)
+            torch.stack(torch.broadcast_tensors(*[tables.factor(n) for n in g.factors]), 1)
             for g in self.groups
         ]
         self.where = [[torch.tensor(p, device=tables.device) for p in group.places] for group in self.groups]
@@ -173,12 +172,15 @@ class Rounds:
             factors.update(zip(group.factors, belief.unbind(1), strict=True))
         result: dict[Key, Tensor] = {}
         for key in tables.raw:
+            users = tables.users([key])
             if isinstance(key, tuple):
-                result[key] = torch.stack(torch.broadcast_tensors(*[variables[v] for v in key]), 1)
+                known = variables if key in tables.layout.blocks else {n: factors[n] for n in users}
+                nothing = torch.zeros(1, *tables.shapes[key][1:], dtype=tables.dtype, device=tables.device)
+                parts = [known.get(name, nothing) for name in key]
+                result[key] = torch.stack(torch.broadcast_tensors(*parts), 1)
             elif key not in plan.variable:
-                names = tuple(n for n in plan.ties.get(key, (key,)) if n == key or n not in tables.raw)
-                parts = [factors[n] for n in names]
-                result[key] = sum(parts, torch.zeros_like(tables.flat(key)[:1]))
+                nothing = torch.zeros(1, *tables.shapes[key], dtype=tables.dtype, device=tables.device)
+                result[key] = sum((factors[n] for n in plan.ties.get(key, (key,)) if n in users), nothing)
         return result | variables
 
 

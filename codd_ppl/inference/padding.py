@@ -58,6 +58,47 @@ def pad(
     """
     tables = Tables(plan, log_potentials)
     on = _mask(plan, active, tables.batch_shape, tables.device)
+    return _restacked(tables, _padded(plan, _unstacked(tables), tables, on))
+
+
+def _unstacked(tables: Tables) -> dict[Key, Tensor]:
+    """The log-potentials with tuples of factors taken apart."""
+    result = {k: v for k, v in tables.raw.items() if k in tables.layout.blocks or not isinstance(k, tuple)}
+    for name, (key, place) in tables.layout.source.items():
+        if place is not None:
+            result[name] = tables.raw[key].select(-len(tables.shapes[key]), place)
+    return result
+
+
+def _restacked(tables: Tables, padded: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    """Padded log-potentials with tuples of factors as they were given, and in the order of the keys there."""
+    result: dict[Key, Tensor] = {}
+    for key, value in tables.raw.items():
+        if key in tables.layout.blocks or not isinstance(key, tuple):
+            if key in padded:
+                result[key] = padded[key]
+            continue
+        dim = -len(tables.shapes[key])
+        rows = list(value.unbind(dim))
+        same = True
+        for i, name in enumerate(key):
+            if tables.layout.source[name] == (key, i):
+                now = padded[name]
+                same, rows[i] = same and now.shape == rows[i].shape and now.data_ptr() == rows[i].data_ptr(), now
+        result[key] = value if same else torch.stack(_broadcast(rows, -1 - dim), dim)
+    stacked = {name for name, (_, place) in tables.layout.source.items() if place is not None}
+    return result | {k: v for k, v in padded.items() if k not in result and k not in stacked}
+
+
+def _broadcast(rows: list[Tensor], order: int) -> list[Tensor]:
+    lead = torch.broadcast_shapes(*(row.shape[: row.dim() - order] for row in rows))
+    return [row.expand(*lead, *row.shape[row.dim() - order :]) for row in rows]
+
+
+def _padded(
+    plan: ContractionPlan, log_potentials: dict[Key, Tensor], tables: Tables, on: Tensor
+) -> dict[Key, Tensor]:
+    """As :func:`pad`, where each factor's table has a key of its own or that of its tie."""
     result: dict[Key, Tensor] = {}
     for key, value in log_potentials.items():
         result[key] = value
@@ -168,20 +209,26 @@ def unpad(
     """
     tables = Tables(plan, log_potentials)
     on = _mask(plan, active, tables.batch_shape, tables.device)
+    apart, found = _unstacked(tables), dict(found)
+    for name, (key, place) in tables.layout.source.items():
+        if place is not None:
+            found[name] = found[key].select(-len(tables.shapes[key]), place)
     clean: dict[Key, Tensor] = {}
     for v in plan.variables:
         mask = on[..., _places(plan, (v.name,))]
         clean[v.name] = torch.where(mask, found[v.name], 0.0)
-    sources, padded = _by_table(plan, log_potentials), pad(plan, log_potentials, active)
-    for key in log_potentials:
+    sources, padded = _by_table(plan, apart), _padded(plan, apart, tables, on)
+    single: dict[str, Tensor] = {}
+    for key in apart:
         if isinstance(key, tuple):
             clean[key] = torch.stack([clean[name] for name in key], -2)
         elif key not in plan.variable:
             factors = sources.get(key, [])
-            zero = torch.zeros(*on.shape[:-1], *tables.shapes[key], dtype=tables.dtype, device=on.device)
+            event = _event(plan, key)
+            zero = torch.zeros(*on.shape[:-1], *event, dtype=tables.dtype, device=on.device)
             total = found[key] if key in plan.ties and key in padded else zero
-            order = len(tables.shapes[key])
-            taken = [total.new_zeros(*on.shape[:-1], size) for size in tables.shapes[key]]
+            order = len(event)
+            taken = [total.new_zeros(*on.shape[:-1], size) for size in event]
             for factor in factors:
                 inside = on[..., _places(plan, factor.scope)]
                 touched, count = ~inside.all(-1), inside.sum(-1)
@@ -203,8 +250,23 @@ def unpad(
             for axis in range(order):
                 row = _at_zero(total, order, axis)
                 row.copy_(row - taken[axis])
-            clean[key] = total.clamp(min=0.0)
+            single[key] = total.clamp(min=0.0)
+    for key in log_potentials:
+        if key in single:
+            clean[key] = single[str(key)]
+        elif key not in clean:  # a tuple of factors
+            zero = torch.zeros(*on.shape[:-1], *tables.shapes[key][1:], dtype=tables.dtype, device=on.device)
+            rows = [
+                single[name] if tables.layout.source[name] == (key, i) else zero for i, name in enumerate(key)
+            ]
+            clean[key] = torch.stack(rows, -len(tables.shapes[key]))
     return clean
+
+
+def _event(plan: ContractionPlan, key: str) -> tuple[int, ...]:
+    """The cardinalities of a factor's or tie's table."""
+    scope = plan.factor[key if key in plan.factor else plan.ties[key][0]].scope
+    return tuple(plan.variable[v].cardinality for v in scope)
 
 
 def _outer(marginals: list[Tensor]) -> Tensor:

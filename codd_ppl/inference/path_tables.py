@@ -9,6 +9,7 @@ from torch import Tensor
 
 from codd_ppl.compiler.plan import Run
 from codd_ppl.inference import native
+from codd_ppl.inference.semirings import joint_batch
 from codd_ppl.inference.tables import Tables, picked
 
 __all__ = ["PathTables", "Strided"]
@@ -62,7 +63,7 @@ class PathTables:
     def __init__(self, tables: Tables, run: Run, inplace: bool, batch: int) -> None:
         self.logs, self.places, self.flipped, self.block = tables.run(run)
         self.steps, self.inplace = run.stop - run.start, inplace
-        self.batch = max(t.shape[0] for t in self.logs) if self.logs[0].shape[0] else 0
+        self.batch = joint_batch(*(t.shape[0] for t in self.logs))
         self.shared = len(self.logs) == 1
         self.gauge: Tensor | None = None
         self.scales: Tensor | None = None

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan, Step
-from codd_ppl.errors import ConfigError, IntractableError
+from codd_ppl.errors import ConfigError
+from codd_ppl.inference import clique_ranking, loopy
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import log_joint
 from codd_ppl.inference.tables import StepTable, Tables
@@ -30,7 +31,8 @@ def k_best(
     Max-product whose numbers are sorted lists of k scores (the k-max semiring of Goodman 1999, "Semiring parsing"). A
     pair of lists has at most k log k combinations that can be among the k best, and a message only needs the lists of
     its k best children's values, so that the cost is that of :func:`codd_ppl.inference.mode` plus k^2 log k for every
-    parent value. Memory: one integer for each message, parent value and rank.
+    parent value. Memory: one integer for each message, parent value and rank. With loops the space of assignments is
+    split around each one that was found (Lawler 1972; Nilsson 1998), at the cost of a mode for each variable and rank.
 
     Args:
         plan, log_potentials: as in :func:`codd_ppl.inference.log_partition`.
@@ -44,18 +46,17 @@ def k_best(
     Raises:
         ConfigError: k is not an integer of at least 1.
         PotentialsError: malformed log-potentials, NaN or +inf.
-        IntractableError: the plan isn't a forest's.
+        IntractableError: the plan is an approximation.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ConfigError(f"k_best: expected an integer k >= 1, found {k!r}")
-    if plan.route == "clique contraction":
-        raise IntractableError(
-            "k_best is for forests, and this plan contracts cliques. The single best assignment is mode(plan, "
-            "log_potentials); for several, sample a few hundred and keep the best distinct ones by log_score"
-        )
+    loopy.require_exact(plan, "k_best")
     tables = Tables(plan, log_potentials)
     with torch.no_grad():
-        values, possible = _Lists(tables, k).decode()
+        if plan.junction is not None:
+            values, possible = clique_ranking.best_assignments(tables, k)
+        else:
+            values, possible = _Lists(tables, k).decode()
     batch = tables.batch_shape
     shaped = {name: torch.where(possible, v, 0).T.reshape(k, *batch) for name, v in values.items()}
     scores = log_score(plan, log_potentials, shaped)

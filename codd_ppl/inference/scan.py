@@ -17,7 +17,7 @@ from torch import Tensor
 from codd_ppl.compiler.plan import Run
 from codd_ppl.inference import native
 from codd_ppl.inference.path_tables import PathTables
-from codd_ppl.inference.semirings import LogSemiring
+from codd_ppl.inference.semirings import LogSemiring, joint_batch
 from codd_ppl.inference.tables import Tables
 
 __all__ = ["DownScan", "UpScan"]
@@ -46,7 +46,7 @@ class UpScan:
         self.inplace = not (torch.is_grad_enabled() and tables.differentiable)
         self.path = path = PathTables(tables, run, self.inplace, base.shape[0])
         self._given = base
-        batch = max(base.shape[0], path.batch) if base.shape[0] else 0
+        batch = joint_batch(base.shape[0], path.batch)
         # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
         if self.inplace:
             rows = base.new_empty(self.steps, batch, base.shape[2])
@@ -163,7 +163,7 @@ class DownScan:
         log = outer if path.gauge is None else outer + path.gauge[:, 0]
         first = (log - finite_top(log)).exp()
         # The last parent alone may have evidence for each batch element.
-        batch = max(first.shape[0], up.rows.shape[1]) if up.rows.shape[1] else 0
+        batch = joint_batch(first.shape[0], up.rows.shape[1])
         self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
         first = first.reshape(-1, *up.rows.shape[2:]).expand(self.rows.shape[1:])
         self.edges: Tensor | None = None

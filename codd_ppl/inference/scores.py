@@ -7,7 +7,6 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError, ShapeError
-from codd_ppl.inference.cliques import table as table_of
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.typing import Assignment, Float, LogPotentials
@@ -56,7 +55,7 @@ def log_score(
         result = result + table[batch, message, rows].sum(-1, dtype=torch.float64)
     for factor in () if plan.steps else plan.factors:  # with loops there are no steps, only factors
         if factor.order > 1:
-            log = table_of(tables, factor.name)
+            log = tables.factor(factor.name)
             batch = torch.arange(log.shape[0], device=log.device)
             picked = log[(batch, *(values[v] for v in factor.scope))]
             result = result + picked.double()

@@ -17,10 +17,15 @@ from torch import Tensor
 from codd_ppl.compiler import Step
 from codd_ppl.inference.tables import StepTable
 
-__all__ = ["LogSemiring", "MaxSemiring", "log_joint", "log_normalized", "safe_logsumexp"]
+__all__ = ["LogSemiring", "MaxSemiring", "joint_batch", "log_joint", "log_normalized", "safe_logsumexp"]
 
 CHUNK = 1 << 24
 """Largest number of entries of a table times batch that log space builds at once."""
+
+
+def joint_batch(*sizes: int) -> int:
+    """The size that batch dimensions of 1 and one other size, which may be 0, broadcast to."""
+    return 0 if 0 in sizes else max(sizes)
 
 
 def safe_logsumexp(value: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -59,9 +64,7 @@ def _in_chunks(table: StepTable, beliefs: list[Tensor], outer: Tensor | None, re
     order = table.log.dim() - 2
     dims = tuple(2 + d for d in range(order) if d != keep)
     parts = beliefs if outer is None else [*beliefs, outer]
-    batch = (
-        max(t.shape[0] for t in (*parts, table.log)) if all(t.shape[0] for t in (*parts, table.log)) else 0
-    )
+    batch = joint_batch(*(t.shape[0] for t in (*parts, table.log)))
     messages = max(t.shape[1] for t in (*parts, table.log))
     size = prod(table.log.shape[2:])
     if batch * messages * size <= CHUNK:
@@ -183,7 +186,7 @@ def _einsum(equation: str, path, linear: list[Tensor], tables: Tensor) -> Tensor
     terms[-1] = ("" if alone else "b") + ("" if shared else "g") + letters
     tables = tables[0] if alone else tables
     tables = tables.squeeze(-len(letters) - 1) if shared else tables
-    batch = max(t.shape[0] for t in linear) if all(t.shape[0] for t in linear) else 0
+    batch = joint_batch(*(t.shape[0] for t in linear))
     batch = batch if alone else tables.shape[0]
     messages = max(t.shape[1] for t in linear)
     linear = [t.expand(batch, messages, *t.shape[2:]) for t in linear]

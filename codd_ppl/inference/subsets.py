@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import IntractableError, ShapeError
+from codd_ppl.inference import loopy
 from codd_ppl.inference.evidence import condition, known_names, observed_values, used
 from codd_ppl.inference.queries import log_partition
 from codd_ppl.inference.sampling import mode
@@ -43,9 +44,10 @@ def marginal(
 
     Raises:
         GraphError: a name is unknown or comes twice.
-        IntractableError: the table would have more than ``LARGEST`` entries.
+        IntractableError: the table would have more than ``LARGEST`` entries, or the plan is an approximation.
         PotentialsError, InfeasibleError: as in :func:`codd_ppl.inference.marginals`.
     """
+    loopy.require_exact(plan, "marginal")
     names = known_names(plan, names, "marginal")
     tables = Tables(plan, log_potentials)
     cards = tuple(plan.variable[name].cardinality for name in names)
@@ -92,7 +94,8 @@ def _covering(plan: ContractionPlan, tables: Tables, names: tuple[str, ...]) -> 
     for factor in plan.factors:
         if factor.order >= len(names) and set(names) <= set(factor.scope):
             # Factors of one tie share a table, unless one of them gets its own: then each of them has a copy.
-            copies = 1 if factor.name in tables.raw else len(plan.ties[str(factor.tie)])
+            key, _ = tables.layout.source[factor.name]
+            copies = len(plan.ties[factor.tie]) if factor.tie is not None and key == factor.tie else 1
             size = prod(plan.variable[name].cardinality for name in factor.scope)
             if copies * size * tables.batch <= CHUNK:
                 return factor.name
@@ -108,7 +111,8 @@ def _of_factor(
     probe = torch.zeros(
         *tables.batch_shape, *cards, dtype=tables.dtype, device=tables.device, requires_grad=True
     )
-    table = own[name if name in own else str(factor.tie)]
+    key, place = tables.layout.source[name]
+    table = own[key] if place is None else own[key].select(-1 - factor.order, place)
     total = log_partition(plan, used(plan, {**own, name: table + probe}))
     (joint,) = torch.autograd.grad(total.sum(), probe, create_graph=differentiable)
     return (total, joint) if differentiable else (total.detach(), joint)
@@ -181,7 +185,9 @@ def log_prob(
         ShapeError: values out of range or not integers, or shapes that don't broadcast.
         PotentialsError: malformed log-potentials.
         InfeasibleError: some batch element has no possible assignment at all.
+        IntractableError: the plan is an approximation.
     """
+    loopy.require_exact(plan, "log_prob")
     names, tables = known_names(plan, tuple(assignment), "assignment"), Tables(plan, log_potentials)
     values = {
         name: observed_values(f"assignment[{name!r}]", assignment[name], plan.variable[name].cardinality)

@@ -110,10 +110,11 @@ def brute_expectation(
     graph: FactorGraph, log_potentials: LogPotentials, statistics: LogPotentials
 ) -> Float[Tensor, "..."]:
     """``sum_x p(x) sum_f s_f(x_f)``; factors without a statistic count 0, and so does ``-inf`` at probability 0."""
+    given = {name for key in statistics for name in (key if isinstance(key, tuple) else (key,))}
     zeros: dict[str | tuple[str, ...], Tensor] = {
         name: torch.zeros(graph.shape(name), dtype=torch.float64)
         for name, factor in graph.factors.items()
-        if name not in statistics and factor.tie not in statistics
+        if name not in given and factor.tie not in given
     }
     total = enumerate_log_joint(graph, {**zeros, **statistics})
     total = total.flatten(total.dim() - len(graph))
