@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import Step
+from codd_ppl.inference.products import absorb_rows
 from codd_ppl.inference.tables import StepTable
 
 __all__ = ["LogSemiring", "MaxSemiring", "joint_batch", "log_joint", "log_normalized", "safe_logsumexp"]
+
+WIDE = 1024
+"""Values of a variable from which on its evidence and table are multiplied in blocks."""
 
 CHUNK = 1 << 24
 """Largest number of entries of a table times batch that log space builds at once."""
@@ -105,6 +109,12 @@ class LogSemiring:
 
     def up(self, step: Step, table: StepTable, beliefs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Messages to the parents, (batch, messages, parent), and the log scale taken out, (batch, messages)."""
+        if self.fast and table.single and not (torch.is_grad_enabled() and beliefs[0].requires_grad):
+            (belief,) = beliefs
+            if belief.shape[-1] >= WIDE and not table.recorded:
+                total, top = absorb_rows(belief.flatten(0, 1), table.stored[0, 0])
+                total, top = (t.unflatten(0, belief.shape[:2]) for t in (total, top))
+                return self._log(total) + table.scale, top.squeeze(-1)
         tops = [_top(b) for b in beliefs]
         small = [b - t for b, t in zip(beliefs, tops, strict=True)]
         offset = sum(tops[1:], tops[0]).squeeze(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -13,37 +13,13 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.compiler.plan import Run
 from codd_ppl.errors import PotentialsError
+from codd_ppl.inference.kept import keepable
+from codd_ppl.inference.step_tables import KeptTable, StepTable
 from codd_ppl.typing import LogPotentials
 
 __all__ = ["Layout", "StepTable", "Tables", "layout"]
 
 Key = str | tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class StepTable:
-    """The tables of one step as (batch or 1, messages or 1, *children, parent), in log and in scaled linear space."""
-
-    log: Tensor
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """Largest log-potential for each parent value, (batch or 1, messages or 1, parent); 0 where all are -inf."""
-        top = self.log.detach().flatten(2, -2).amax(2)
-        return torch.where(torch.isfinite(top), top, 0.0)
-
-    @cached_property
-    def linear(self) -> Tensor:
-        """exp(log - scale): every column's largest entry is 1."""
-        scale = self.scale.reshape(*self.scale.shape[:2], *[1] * (self.log.dim() - 3), self.scale.shape[-1])
-        return (self.log - scale).exp()
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Log rows for given parent values: (*sample, batch, messages) -> (*sample, batch, messages, *children)."""
-        table = self.log.movedim(-1, 2)
-        batch = torch.arange(table.shape[0], device=values.device)[:, None]
-        message = torch.arange(table.shape[1], device=values.device)
-        return table[batch, message, values]
 
 
 @dataclass(frozen=True)
@@ -204,13 +180,21 @@ class Tables:
         )
 
     def step(self, index: int) -> StepTable:
-        """Tables of one step, canonical layout; tied tables are laid out once for all steps."""
+        """Tables of one step, canonical layout; tied tables are laid out once for all steps.
+
+        The linear form of a large one lives as long as the caller's tensor (:mod:`codd_ppl.inference.kept`).
+        """
         step = self.plan.steps[index]
         shared = index in self.layout.shared
         key = ("tie", step.tie, step.parent_axis) if shared else ("step", index)
         cached = self._cache.get(key)
         if isinstance(cached, StepTable):
             return cached
+        source, place = (step.tie or "", None) if shared else self.layout.source[step.messages[0].factor]
+        raw = self.raw[source] if place is None and (shared or len(step.messages) == 1) else None
+        if raw is not None and raw.dim() == len(self.shapes[source]) and keepable(raw):
+            result = self._cache[key] = KeptTable(raw, step.parent_axis, self.dtype)
+            return result
         if shared:
             log = self.flat(step.tie or "")[:, None]
         else:
@@ -220,9 +204,8 @@ class Tables:
                 if len(tables) == 1
                 else torch.stack(torch.broadcast_tensors(*tables), dim=1)
             )
-        result = StepTable(log.movedim(2 + step.parent_axis, -1))
-        self._cache[key] = result
-        return result
+        laid_out = self._cache[key] = StepTable(log.movedim(2 + step.parent_axis, -1))
+        return laid_out
 
     @property
     def differentiable(self) -> bool:
