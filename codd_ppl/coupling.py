@@ -135,25 +135,31 @@ class CouplingLayer(nn.Module):
             known = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
             tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
         # A known site's own logits don't matter, whatever they are: its evidence is 0 at the token, -inf elsewhere.
-        log_q = torch.where(known[..., None], 0.0, logits).log_softmax(-1)
+        if torch.is_grad_enabled() and logits.requires_grad:
+            log_q = torch.where(
+                known[..., None], 0.0, torch.where(known[..., None], 0.0, logits).log_softmax(-1)
+            )
+        else:
+            log_q = logits.log_softmax(-1)
+            log_q[known] = 0.0
         potentials = cast(LogPotentials, self.potentials(hidden))
         if self.combine == "projected" and self.plan.factors:
             evidence = self._projected(potentials, log_q, tokens, known)
         else:
             evidence = log_q
-        evidence = torch.where(known[..., None], 0.0, evidence)
         return CoupledCategorical(
             self.plan, potentials, evidence, tokens, known, normalized=not self.plan.factors
         )
 
     def _projected(self, potentials: LogPotentials, log_q: Tensor, tokens: Tensor, known: Tensor) -> Tensor:
         """Evidence of the tokens, log w plus the prior's own, so that the marginals are the network's."""
-        values = torch.arange(self.vocab_size, device=log_q.device)
-        clash = known[..., None] & (values != tokens[..., None])
         start = cast(Potentials, self.potentials).evidence()
-        prior = torch.where(clash, -torch.inf, torch.zeros_like(log_q) if start is None else start.to(log_q))
+        if start is None:
+            return project(self.plan, potentials, self._names, log_q, ~known, self.sweeps, tokens=tokens)
+        prior = start.to(log_q).expand_as(log_q)
         everything = {**potentials, self._names: prior}
-        return prior + project(self.plan, everything, self._names, log_q, ~known, self.sweeps)
+        weights = project(self.plan, everything, self._names, log_q, ~known, self.sweeps, tokens=tokens)
+        return torch.where(known[..., None], 0.0, prior + weights)
 
     def _check(
         self, logits: Tensor, hidden: Tensor | None, tokens: Tensor | None, known: Tensor | None

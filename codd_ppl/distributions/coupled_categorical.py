@@ -92,7 +92,7 @@ class CoupledCategorical(TorchDistribution):
         self._coupled = bool(plan.factors)
         self._normalized = normalized
         self._check_batch(tuple(batch_shape))
-        self.log_evidence = self._clamp(log_evidence, self.tokens, self.known)
+        self._evidence = log_evidence
         super().__init__(batch_shape, torch.Size((len(self.sites),)), validate_args=validate_args)
 
     # -- what it is --------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class CoupledCategorical(TorchDistribution):
                 "use sample() and log_prob(), which are exact at any size"
             )
         count = self.vocab_size ** len(self.sites)
-        place = self.vocab_size ** torch.arange(len(self.sites) - 1, -1, -1, device=self.log_evidence.device)
+        place = self.vocab_size ** torch.arange(len(self.sites) - 1, -1, -1, device=self._evidence.device)
         values = torch.arange(count, device=place.device)[:, None] // place % self.vocab_size
         values = values.reshape(count, *[1] * len(self.batch_shape), len(self.sites))
         return values.expand(count, *self.batch_shape, len(self.sites)) if expand else values
@@ -132,9 +132,14 @@ class CoupledCategorical(TorchDistribution):
         return result
 
     @cached_property
+    def log_evidence(self) -> Float[Tensor, "*batch sites vocab"]:
+        """Unary log-potentials of the tokens, -inf at known sites for every value but the known one."""
+        return self._clamp(self._evidence, self.tokens, self.known)
+
+    @cached_property
     def _leaves(self) -> Leaves | None:
         """The tokens taken out of the graph, where they hang on latents."""
-        return absorb(self.plan, self._potentials, self.sites, self.log_evidence, self.tokens, self.known)
+        return absorb(self.plan, self._potentials, self.sites, self._evidence, self.tokens, self.known)
 
     # -- probabilities -----------------------------------------------------------------------------
 
@@ -278,12 +283,12 @@ class CoupledCategorical(TorchDistribution):
                 f"{int(self.tokens[tuple(clash[0])])}, found {int(value[tuple(clash[0])])}; condition on masked sites"
             )
         tokens = torch.where(chosen, value, self.tokens)
-        return self._like(self.batch_shape, self.log_evidence, tokens, self.known | chosen)
+        return self._like(self.batch_shape, self._evidence, tokens, self.known | chosen)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> CoupledCategorical:
         """The same law for a larger batch; nothing is copied."""
         shape = torch.Size(batch_shape)
-        evidence = self.log_evidence.expand(*shape, *self.log_evidence.shape[-2:])
+        evidence = self._evidence.expand(*shape, *self._evidence.shape[-2:])
         known = self.known.expand(*shape, len(self.sites))
         return self._like(shape, evidence, self.tokens.expand(*shape, len(self.sites)), known)
 

@@ -24,7 +24,7 @@ LARGE = 1 << 16
 LOOKS = 16
 """About so many places along each dimension are compared as well, for edits that PyTorch doesn't count."""
 
-T = TypeVar("T")
+T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
 
 
 def keepable(tensor: Tensor) -> bool:
@@ -75,7 +75,7 @@ class Memory:
         Args:
             tensor: for which :func:`keepable` holds.
             key: what is computed.
-            make: computes it, a tensor or a tuple of tensors that don't share the tensor's memory.
+            make: computes it, a tensor or two that don't share the tensor's memory.
         """
         entry = self._entry(tensor)
         value, edits = entry.values.get(key, (None, 0))

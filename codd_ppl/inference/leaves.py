@@ -21,6 +21,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan, compile
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.inference.free_tokens import FreeTokens
 from codd_ppl.inference.queries import log_partition, marginals
 from codd_ppl.inference.sampling import sample
 from codd_ppl.inference.semirings import LogSemiring
@@ -29,9 +30,6 @@ from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["Leaves", "absorb"]
-
-CHUNK = 1 << 22
-"""Largest number of token probabilities that a draw holds at once, in float64."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def absorb(
     tables = Tables(plan, log_potentials)
     emissions = [tables.step(g.step) for g in found.groups]
     if (
-        any(e.log.shape[0] != 1 for e in emissions)
+        any(e.scale.shape[0] != 1 for e in emissions)
         or not log_evidence.numel()
         or tables.dtype != log_evidence.dtype
     ):
@@ -139,34 +137,23 @@ class Leaves:
         self.rest = {str(key): value for key, value in log_potentials.items() if key in names}
         semiring = LogSemiring()
         self._parts = [self._free_part(g, e) for g, e in zip(model.groups, emissions, strict=True)]
-        self._linear: list[Tensor] = []  # messages of the free tokens in linear space, (free tokens, states)
-        for part, emission in zip(self._parts, emissions, strict=True):
-            product = part.times(emission.linear[0])
-            if product.numel():
-                semiring.watch(product.detach().amin() / log_evidence.shape[-1])
-            self._linear.append(product)
+        for part in self._parts:
+            if part.product.numel():
+                semiring.watch(part.product.detach().amin() / log_evidence.shape[-1])
         self.safe = semiring.safe()
 
     def _free_part(self, group: Group, emission: StepTable) -> FreeTokens:
+        if group.sites == tuple(range(self.known.shape[-1])):
+            return FreeTokens.of(self.known, self.log_evidence, emission)
         places = _index(group.sites, self.known)
-        free = ~self.known[..., places]
-        evidence = self.log_evidence[..., places, :].reshape(-1, self.log_evidence.shape[-1])
-        # On a GPU counting them would stall the queue, and tables of their own are multiplied token by token.
-        every = emission.log.shape[1] > 1 or free.device.type != "cpu"
-        where = torch.arange(free.numel(), device=free.device) if every else free.reshape(-1).nonzero()[:, 0]
-        if not every:
-            evidence = evidence[where]
-        top = evidence.detach().amax(-1, keepdim=True)
-        top = torch.where(torch.isfinite(top), top, 0.0)
-        return FreeTokens(free, where, (evidence - top).exp(), top)
+        return FreeTokens.of(self.known[..., places], self.log_evidence[..., places, :], emission)
 
     @cached_property
     def messages(self) -> list[Tensor]:
         """Log-messages of each group's tokens, (*batch, tokens, states)."""
         result = []
-        parts = zip(self.model.groups, self.emissions, self._parts, self._linear, strict=True)
-        for group, emission, part, linear in parts:
-            log = linear.log() + part.top
+        for group, emission, part in zip(self.model.groups, self.emissions, self._parts, strict=True):
+            log = part.product.log() + part.top
             if emission.scale.shape[1] == 1:
                 log = log + emission.scale[0]
             else:
@@ -179,15 +166,8 @@ class Leaves:
     def _rows(self, group: Group, emission: StepTable, values: Tensor) -> Tensor:
         """Log-messages of tokens with these values, (*shape, tokens, states)."""
         places = _index(group.sites, values)
-        picked = values[..., places]
-        table = emission.log[0]  # (tokens or 1, vocab, states)
-        rows = (
-            table[0][picked]
-            if len(table) == 1
-            else table[torch.arange(len(table), device=picked.device), picked]
-        )
-        evidence = self.log_evidence[..., places, :].expand(*picked.shape, -1)
-        return rows + evidence.gather(-1, picked[..., None])
+        evidence = self.log_evidence.expand(*values.shape, -1).gather(-1, values[..., None])
+        return emission.given(values[..., places]) + evidence[..., places, :]
 
     def _core(self, messages: list[Tensor]) -> dict[str | tuple[str, ...], Tensor]:
         """Log-potentials of the core with the tokens' messages as evidence."""
@@ -227,12 +207,11 @@ class Leaves:
             drawn = sample(self.model.core, self._core(self.messages), sample_shape, generator)
             shape = (*sample_shape, *self.known.shape[:-1])
             result = self.tokens.expand(*shape, -1).clone()
-            parts = zip(self.model.groups, self.emissions, self._parts, strict=True)
-            for group, emission, part in parts:
+            for group, part in zip(self.model.groups, self._parts, strict=True):
                 places = _index(group.sites, result)
                 states = torch.stack([drawn[z] for z in group.latents], -1)
                 flat = states.reshape(-1, part.free.numel())[:, part.where]  # (draws, free tokens)
-                values = part.draw(emission.linear[0].transpose(1, 2), flat, generator)
+                values = part.draw(flat, generator)
                 old = result[..., places]
                 new = old.reshape(-1, part.free.numel()).index_copy(1, part.where, values).reshape(old.shape)
                 result[..., places] = torch.where(part.free, new, old)
@@ -243,62 +222,16 @@ class Leaves:
         """Probabilities of each token's values: p(x) = w(x) sum_z p(z) / m(z) P(x | z), one-hot where known."""
         core = marginals(self.model.core, self._core(self.messages))
         total = torch.nn.functional.one_hot(self.tokens, self.log_evidence.shape[-1]).to(self.log_evidence)
-        parts = zip(self.model.groups, self.emissions, self._parts, self._linear, strict=True)
-        for group, emission, part, message in parts:
+        for group, part in zip(self.model.groups, self._parts, strict=True):
             states = torch.stack([core[z] for z in group.latents], -2)
-            ratio = states.reshape(-1, states.shape[-1])[part.where] / message
-            back = part.back(ratio, emission.linear[0]) * part.weights
+            ratio = states.reshape(-1, states.shape[-1])[part.where] / part.product
+            back = part.back(ratio)
             back = back / back.sum(-1, keepdim=True)
             places = _index(group.sites, total)
             old = total[..., places, :]
             new = old.reshape(-1, old.shape[-1]).index_copy(0, part.where, back).reshape(old.shape)
             total = total.index_copy(-2, places, torch.where(part.free[..., None], new, old))
         return total
-
-
-@dataclass(frozen=True)
-class FreeTokens:
-    """The tokens of a group that are not known.
-
-    Attributes:
-        free: (*batch, tokens) bool.
-        where: places of the rows below among all, batch and tokens flattened; some may be known after all.
-        weights: exp of the evidence, each row's largest entry 1, (rows, vocab).
-        top: log of what was taken out, (rows, 1).
-    """
-
-    free: Tensor
-    where: Tensor
-    weights: Tensor
-    top: Tensor
-
-    def times(self, linear: Tensor) -> Tensor:
-        """Weights times the emission tables (tokens or 1, vocab, states): (rows, states)."""
-        if len(linear) == 1:
-            return self.weights @ linear[0]
-        return torch.einsum("btv,tvh->bth", self.weights.unflatten(0, (-1, len(linear))), linear).flatten(
-            0, 1
-        )
-
-    def back(self, states: Tensor, linear: Tensor) -> Tensor:
-        """(rows, states) times the transposed tables: (rows, vocab)."""
-        if len(linear) == 1:
-            return states @ linear[0].T
-        return torch.einsum("bth,tvh->btv", states.unflatten(0, (-1, len(linear))), linear).flatten(0, 1)
-
-    def draw(self, table: Tensor, states: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Values given the latents' (draws, rows), from tables (tokens or 1, states, vocab), some rows at a time."""
-        own = torch.arange(self.where.shape[0], device=states.device).expand_as(states).reshape(-1)
-        which, flat = own % len(table), states.reshape(-1)
-        uniform = torch.rand(flat.shape, generator=generator, dtype=torch.float64, device=flat.device)
-        uniform = (uniform * (1 - 2**-50))[:, None]  # stays below 1 when multiplied by a sum
-        each, found = max(1, CHUNK // self.weights.shape[-1]), [flat[:0]]
-        for start in range(0, flat.shape[0], each):
-            some = slice(start, start + each)
-            total = (table[which[some], flat[some]] * self.weights[own[some]]).cumsum(-1, dtype=torch.float64)
-            found.append(torch.searchsorted(total, uniform[some] * total[:, -1:], right=True)[:, 0])
-        # A row that is known and impossible has no value; it is not used.
-        return torch.cat(found).clamp(max=self.weights.shape[-1] - 1).reshape(states.shape)
 
 
 def _index(places: tuple[int, ...], like: Tensor) -> Tensor:

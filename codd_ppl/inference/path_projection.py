@@ -24,7 +24,7 @@ from codd_ppl.inference.tables import Tables
 SMALL = 1 << 16
 """Entries of an emission table up to which the compiled loop is the faster one."""
 
-__all__ = ["HiddenMarkov", "hidden_markov", "sweep_path"]
+__all__ = ["HiddenMarkov", "hidden_markov", "linear_form", "scaled", "sweep_path"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def sweep_path(
     if emission.shape[:2] != (1, 1) or transition.shape[:2] != (1, 1) or not target.shape[0]:
         return None
     batch, order = target.shape[0], torch.tensor(model.order, device=target.device)
-    latent = _linear(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1)
-    evidence = _linear(tables.evidence(tuple(sites)), -1)
+    latent = linear_form(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1)
+    evidence = linear_form(tables.evidence(tuple(sites)), -1)
     evidence = evidence.expand(batch, -1, -1)[:, order].transpose(0, 1)  # (sites, batch, vocab) from here on
     log_q, hidden = target[:, order].transpose(0, 1), masked[:, order].T[..., None]
     possible = evidence > 0
-    emit, move = _linear(emission[0, 0].T), _linear(transition[0, 0].T)
+    emit, move = linear_form(emission[0, 0].T), linear_form(transition[0, 0].T)
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
     compiled = not (torch.is_grad_enabled() and (tables.differentiable or target.requires_grad))
     compiled = compiled and emit.numel() <= SMALL and native.usable(len(emit), emit, latent)
@@ -139,7 +139,7 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     messages, cavity = list(message.unbind(0)), [torch.ones_like(quotient[0])] * length
     right = [torch.ones_like(latent[0])] * length
     for i in range(length - 1, 0, -1):
-        right[i - 1] = _scaled(latent[i] * right[i] * messages[i]) @ back
+        right[i - 1] = scaled(latent[i] * right[i] * messages[i]) @ back
     left = [latent[0]]
     for i in range(length):
         if some[i]:
@@ -147,7 +147,7 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
             new = (quotient[i] / cavity[i]) @ tokens
             messages[i] = new if every[i] else torch.where(chosen[i], new, messages[i])
         if i + 1 < length:
-            left.append((_scaled(left[i] * messages[i]) @ parts.move) * latent[i + 1])
+            left.append((scaled(left[i] * messages[i]) @ parts.move) * latent[i + 1])
     return torch.stack(right), torch.stack(left), torch.stack(messages), torch.stack(cavity)
 
 
@@ -166,11 +166,12 @@ def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Ten
     return right, left, result, cavity
 
 
-def _linear(log: Tensor, dim: int | None = None) -> Tensor:
+def linear_form(log: Tensor, dim: int | None = None) -> Tensor:
     """exp(log), scaled to a largest entry of 1 over all entries or along a dimension."""
     top = log.detach().amax() if dim is None else log.detach().amax(dim, keepdim=True)
     return (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
 
 
-def _scaled(vector: Tensor) -> Tensor:
+def scaled(vector: Tensor) -> Tensor:
+    """Rows with a largest entry of 1."""
     return vector / vector.detach().amax(-1, keepdim=True)

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
-from codd_ppl.inference import clique_projection, loopy
+from codd_ppl.inference import clique_projection, loopy, path_tokens
 from codd_ppl.inference.path_projection import hidden_markov, sweep_path
 from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
 from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Upward
-from codd_ppl.typing import Bool, Float, LogPotentials
+from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["broadcasts", "project", "walk"]
 
@@ -173,17 +173,20 @@ def project(
     masked: Bool[Tensor, "*batch sites"],
     sweeps: int = 1,
     tolerance: float = 0.0,
+    tokens: Int[Tensor, "*batch sites"] | None = None,
 ) -> Float[Tensor, "*batch sites vocab"]:
     """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
 
     Args:
-        plan, log_potentials: the prior p(x), with known tokens clamped as evidence; batch shapes broadcast to
-            that of ``log_targets``.
+        plan, log_potentials: the prior p(x), with known tokens clamped as evidence unless ``tokens`` are given;
+            batch shapes broadcast to that of ``log_targets``.
         sites: variables in the order of the site dimension.
         log_targets: normalised log q_i; -inf is legal.
         masked: where to project; other sites get weight 0.
         sweeps: passes over the sites; one is enough in practice, each further one shrinks the error geometrically.
         tolerance: stop early when no log-weight changed by more than this in a sweep (0: never).
+        tokens: clamp the sites that are not masked to these values; evidence of the sites is then read only from
+            one key, the tuple of all of them.
 
     Returns:
         log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
@@ -196,8 +199,27 @@ def project(
     loopy.require_exact(plan, "project")
     if sweeps < 1:
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
-    batch_shape = tuple(log_targets.shape[:-2])
+    batch_shape, names = tuple(log_targets.shape[:-2]), tuple(sites)
     tables = Tables(plan, log_potentials)
+    model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
+    if tokens is not None:
+        if (
+            model is not None
+            and not tables.batch_shape
+            and path_tokens.usable(tables, model, names, log_targets)
+        ):
+            target, (hidden, value) = (
+                log_targets.reshape(-1, *log_targets.shape[-2:]),
+                (t.expand(log_targets.shape[:-1]).reshape(-1, len(names)) for t in (masked, tokens)),
+            )
+            found = path_tokens.sweep_tokens(tables, model, target, hidden, value, sweeps, tolerance)
+            if found is not None:
+                return found.reshape(log_targets.shape)
+        values = torch.arange(log_targets.shape[-1], device=log_targets.device)
+        clash = ~masked[..., None] & (values != tokens[..., None])
+        evidence = torch.where(clash, -torch.inf, log_potentials.get(names, torch.zeros_like(log_targets)))
+        log_potentials = {**log_potentials, names: evidence}
+        tables = Tables(plan, log_potentials)
     if not broadcasts(tables.batch_shape, batch_shape):
         raise PotentialsError(
             f"the prior's batch shape {tables.batch_shape} must broadcast to that of the targets, {batch_shape}"
@@ -211,7 +233,6 @@ def project(
     if plan.junction is not None:
         fitted = clique_projection.fit(tables, sites, target, flat, sweeps, tolerance)
         return fitted.reshape(*batch_shape, count, vocab)
-    model = None if transforming() else hidden_markov(plan, tuple(sites))
     weights = None if model is None else sweep_path(tables, model, sites, target, flat, sweeps, tolerance)
     if weights is None and model is None and not transforming():
         weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)

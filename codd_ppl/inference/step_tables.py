@@ -79,14 +79,11 @@ class KeptTable(StepTable):
         dtype: of the query.
     """
 
-    recorded = False
-    single = property(lambda self: self.raw.dim() == 2)  # type: ignore[assignment]
-
     def __init__(self, raw: Tensor, parent_axis: int, dtype: torch.dtype) -> None:
         self.raw, self.parent_axis, self.dtype = raw, parent_axis, dtype
 
     @cached_property
-    def log(self) -> Tensor:  # type: ignore[override]
+    def log(self) -> Tensor:
         """The log-potentials."""
         return self._placed(self.raw.detach().to(self.dtype))
 
@@ -105,13 +102,34 @@ class KeptTable(StepTable):
         """exp(log - scale), in bfloat16 if the log-potentials are."""
         return self._placed(self._kept[1])
 
+    @property
+    def single(self) -> bool:
+        """As in :class:`StepTable`."""
+        return self.raw.dim() == 2
+
+    @property
+    def recorded(self) -> bool:
+        """It is not."""
+        return False
+
+    @property
+    def sums(self) -> Tensor:
+        """Sums of the linear form over the children's values, (parent,)."""
+        axis, dtype, linear = self.parent_axis, self.dtype, self._kept[1]
+        others = tuple(d for d in range(linear.dim()) if d != axis)
+        return MEMORY.get(self.raw, ("sums", axis, dtype), lambda _: linear.sum(others, dtype=dtype))
+
     def rows(self, values: Tensor) -> Tensor:
         """As in :class:`StepTable`."""
         return self.raw.detach().movedim(self.parent_axis, 0)[values].to(self.dtype)
 
     def given(self, children: Tensor) -> Tensor:
-        """As in :class:`StepTable`."""
-        return self.raw.detach().movedim(self.parent_axis, -1)[children].to(self.dtype)
+        """As in :class:`StepTable`; from the linear form where that is rounded, as products are."""
+        log = self.raw.detach().movedim(self.parent_axis, -1)[children].to(self.dtype)
+        if self.stored.dtype == self.dtype:
+            return log
+        linear = self.stored[0, 0][children].to(self.dtype)
+        return torch.where(linear > 0, linear.log() + self.scale[0, 0], log)
 
     @cached_property
     def _kept(self) -> tuple[Tensor, Tensor]:

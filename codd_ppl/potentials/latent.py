@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codd_ppl.errors import GraphError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
+from codd_ppl.inference.kept import MEMORY, keepable
 from codd_ppl.potentials.baum_welch import Trace, baum_welch
 from codd_ppl.potentials.table import table_shapes
 from codd_ppl.typing import Float, Int
@@ -50,8 +51,11 @@ class LatentPotentials(nn.Module):
         )
 
     def forward(self, hidden: Tensor | None = None) -> dict[str, Float[Tensor, "..."]]:
-        """Factor or tie name -> log-probabilities, without batch dimensions; ``hidden`` is not read."""
-        return {name: self.tables[key].log_softmax(-1) for name, key in self._keys.items()}
+        """Factor or tie name -> log-probabilities, without batch dimensions; ``hidden`` is not read.
+
+        Without gradients those of a large table are kept until its parameters change.
+        """
+        return {name: _log_softmax(self.tables[key]) for name, key in self._keys.items()}
 
     def evidence(self) -> None:
         """None: the conditional tables are a complete prior."""
@@ -81,3 +85,10 @@ class LatentPotentials(nn.Module):
         if trace.interrupted:
             raise KeyboardInterrupt
         return trace
+
+
+def _log_softmax(table: Tensor) -> Tensor:
+    if not keepable(table):
+        return table.log_softmax(-1)
+    auto = torch.is_autocast_enabled(table.device.type)
+    return MEMORY.get(table, ("log_softmax", auto), lambda t: t.log_softmax(-1))

@@ -108,7 +108,7 @@ def test_draws_follow_the_law_and_keep_what_is_known(name: str) -> None:
 def test_bounded_memory_gives_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     dist = law(GRAPHS["hidden_markov"])
     expected = dist.sample((50,), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("codd_ppl.inference.leaves.CHUNK", 7)
+    monkeypatch.setattr("codd_ppl.inference.products.DRAWS", 7)
     assert torch.equal(dist.sample((50,), generator=torch.Generator().manual_seed(0)), expected)
 
 
