@@ -13,6 +13,7 @@ from codd_ppl.errors import ConfigError, GraphError, LogitsError, ShapeError, To
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.projection import project
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.potentials import LatentPotentials, Potentials, TablePotentials
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
@@ -135,11 +136,11 @@ class CouplingLayer(nn.Module):
             known = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
             tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
         # A known site's own logits don't matter, whatever they are: its evidence is 0 at the token, -inf elsewhere.
-        if torch.is_grad_enabled() and logits.requires_grad:
+        if transforming() or (torch.is_grad_enabled() and logits.requires_grad):
             log_q = torch.where(
                 known[..., None], 0.0, torch.where(known[..., None], 0.0, logits).log_softmax(-1)
             )
-        else:
+        else:  # without a pass over the vocabulary of all sites
             log_q = logits.log_softmax(-1)
             log_q[known] = 0.0
         potentials = cast(LogPotentials, self.potentials(hidden))

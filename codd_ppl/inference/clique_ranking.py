@@ -72,7 +72,9 @@ def _best(tables: Tables, allowed: Tensor) -> tuple[Tensor, Tensor]:
         clamped: dict[Key, Tensor] = dict(tables.raw)
         for names in plan.by_cardinality:
             own = some[:, :, [place[v] for v in names], : plan.variable[names[0]].cardinality]
-            ruled_out = torch.zeros((), dtype=tables.dtype, device=tables.device).masked_fill(~own, -torch.inf)
+            ruled_out = torch.zeros((), dtype=tables.dtype, device=tables.device).masked_fill(
+                ~own, -torch.inf
+            )
             ruled_out = ruled_out.reshape(len(some), *tables.batch_shape, *own.shape[2:])
             clamped = add_evidence(plan, clamped, names, ruled_out)
         up = Calibration(Tables(plan, clamped), max_product)

@@ -84,7 +84,10 @@ def _restacked(tables: Tables, padded: dict[Key, Tensor]) -> dict[Key, Tensor]:
         for i, name in enumerate(key):
             if tables.layout.source[name] == (key, i):
                 now = padded[name]
-                same, rows[i] = same and now.shape == rows[i].shape and now.data_ptr() == rows[i].data_ptr(), now
+                same, rows[i] = (
+                    same and now.shape == rows[i].shape and now.data_ptr() == rows[i].data_ptr(),
+                    now,
+                )
         result[key] = value if same else torch.stack(_broadcast(rows, -1 - dim), dim)
     stacked = {name for name, (_, place) in tables.layout.source.items() if place is not None}
     return result | {k: v for k, v in padded.items() if k not in result and k not in stacked}
