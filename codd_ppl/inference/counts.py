@@ -48,10 +48,10 @@ def factor_counts(down: Downward, key: Key, weight: Tensor | None, per_batch: bo
         return _stacked_counts(down, key, weight, per_batch)
     names = tables.users([key])
     parts = []
-    for name in (n for n in names if plan.factor[n].order == 1):
+    single, runs, others = _places(plan, names, down.fast and down.up.scanning)
+    for name in single:
         marginal = down.marginal(plan.factor[name].scope)[:, 0].exp()
         parts.append(_weighted(marginal, weight, per_batch))
-    runs, others = _places(plan, names, down.fast and down.up.scanning)
     for start, steps in runs:
         found = down.scan(start)
         assert found is not None
@@ -70,8 +70,12 @@ def factor_counts(down: Downward, key: Key, weight: Tensor | None, per_batch: bo
 @lru_cache(maxsize=256)
 def _places(
     plan: ContractionPlan, names: frozenset[str], scanning: bool
-) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[tuple[int, tuple[int, ...]], ...]]:
-    """Where some factors are: (start of a run, places in it) of those on runs, (step, messages of it) of the others."""
+) -> tuple[tuple[str, ...], tuple[tuple[int, tuple[int, ...]], ...], tuple[tuple[int, tuple[int, ...]], ...]]:
+    """Where some factors are.
+
+    Those of order 1; (start of a run, places in it) of those on runs; (step, messages of it) of the others.
+    """
+    single = tuple(n for n in names if plan.factor[n].order == 1)
     runs, done = [], set[int]()
     for run in plan.runs if scanning else ():
         steps = [i for i in range(run.start, run.stop) if plan.steps[i].messages[0].factor in names]
@@ -83,7 +87,7 @@ def _places(
         where = tuple(g for g, m in enumerate(step.messages) if m.factor in names)
         if where and index not in done:
             others.append((index, where))
-    return tuple(runs), tuple(others)
+    return single, tuple(runs), tuple(others)
 
 
 def _stacked_counts(down: Downward, key: tuple[str, ...], weight: Tensor | None, per_batch: bool) -> Tensor:

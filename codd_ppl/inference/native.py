@@ -57,7 +57,9 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
     assert compiled is not None
     dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.dtype in SUFFIX)
     function = getattr(compiled, f"{name}_{SUFFIX[dtype]}")
-    function(*(_c(argument) for argument in arguments))
+    if function.argtypes is None:
+        function.argtypes = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_void_p for a in arguments]
+    function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 def slices(batch: int, work: int) -> list[tuple[int, int]]:
@@ -81,12 +83,6 @@ def call_each(name: str, calls: Sequence[Sequence[Tensor | int | None]]) -> None
     with ThreadPoolExecutor(len(calls)) as pool:  # a lasting one would not survive a fork
         for done in [pool.submit(call, name, *arguments) for arguments in calls]:
             done.result()
-
-
-def _c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_void_p(None) if argument is None else ctypes.c_int64(argument)
 
 
 @lru_cache(maxsize=1)

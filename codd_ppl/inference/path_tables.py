@@ -76,7 +76,7 @@ class PathTables:
         if self.shared:
             log, self.kept = self.logs[0], True
             top = log.detach().amax(-2, keepdim=True)
-            self.gauge = torch.where(torch.isfinite(top), top, 0.0)
+            self.gauge = top.nan_to_num(torch.nan, 0.0, 0.0)
             self.linear = [(log - self.gauge).exp()]
             table = self.linear[0][0] if self.batch == 1 else self.linear[0]
             self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
@@ -129,7 +129,7 @@ class PathTables:
         stop = min(start + self.each, self.steps)
         log = self._stacked(start, stop)
         top = log.detach().amax((-2, -1), keepdim=True)
-        top = torch.where(torch.isfinite(top), top, 0.0)
+        top = top.nan_to_num(torch.nan, 0.0, 0.0)
         if not self.inplace:
             linear = (log - top).exp()
         else:

@@ -61,8 +61,7 @@ class UpScan:
             rows = (log - top).exp()
         top = top[..., 0].T
         self.rows = rows if path.batch == 1 else rows[:, :, None]
-        self.scan(stride)
-        scales = torch.stack([s.reshape(-1) for s in self._scaled], dim=1)
+        scales = self.scan(stride).T
         self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top
         if path.scales is not None:
             self.offset = self.offset + path.scales
@@ -71,16 +70,16 @@ class UpScan:
             floor = (smallest * _spread(scales.detach(), stride, self.steps, 1.0)).amin()
             semiring.watch(floor / float(base.shape[-1]) ** min(stride, self.steps))
 
-    def scan(self, stride: int) -> None:
-        """The loop: a, o, and the scales of every stride-th step."""
-        path, rows, scaled = self.path, self.rows.unbind(0), list[Tensor]()
-        multiply = torch.mm if path.batch == 1 else torch.bmm
+    def scan(self, stride: int) -> Tensor:
+        """The loop: a and o; returns the scales of every stride-th step, (scales, batch)."""
+        path, scaled = self.path, list[Tensor]()
         if self.inplace:
             self.a, self.o = torch.empty_like(self.rows), torch.empty_like(self.rows)
             self.a[0].copy_(self.rows[0])
             if path.native:
-                self._scaled = run_native(path, self.rows, self.a, self.o, stride, down=False)
-                return
+                return run_native(path, self.rows, self.a, self.o, stride, down=False)
+        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
+        if self.inplace:
             a, o = self.a.unbind(0), self.o.unbind(0)
             for k in range(self.steps):
                 if k:
@@ -99,7 +98,7 @@ class UpScan:
                 each.append(vector)
                 out.append(multiply(vector, path.table(k)))
             self.a, self.o = torch.stack(each), torch.stack(out)
-        self._scaled = scaled
+        return torch.stack([s.reshape(-1) for s in scaled])
 
     @cached_property
     def base(self) -> Tensor:
@@ -170,28 +169,27 @@ class DownScan:
         self.cached: dict[bool, Tensor] = {}  # kept here by counts.py
         streamed = edges and up.inplace and not path.kept and path.batch == batch
         into = path.edges_buffer() if streamed else None
-        self.scan(first, semiring.stride, into, weight)
+        scales = self.scan(first, semiring.stride, into, weight)
         if self.d.numel():
             # The places of the scales count from the root, so turned around they fit the steps' order.
-            scales = torch.stack([s.reshape(-1) for s in self._scaled], dim=1)
-            spread = _spread(scales.detach(), semiring.stride, up.steps, 1.0).flip(1)
+            spread = _spread(scales.detach().T, semiring.stride, up.steps, 1.0).flip(1)
             floor = (self.d.detach().amin(-1).reshape(up.steps, -1).T * spread).amin()
             semiring.watch(floor / float(outer.shape[-1]) ** min(semiring.stride, up.steps))
             semiring.watch(self._total.detach().amin())
 
-    def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> None:
-        """The loop: e, d, and with ``into`` the marginal of every edge in its place there."""
+    def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> Tensor:
+        """The loop: e, d, and with ``into`` the marginal of every edge in its place there; returns the scales."""
         up, path, steps = self.up, self.up.path, self.up.steps
-        rows, scaled = self.rows.unbind(0), list[Tensor]()
-        multiply = torch.mm if path.batch == 1 else torch.bmm
+        scaled = list[Tensor]()
         if up.inplace:
             self.e, self.d = up.rows.new_empty(self.rows.shape), up.rows.new_empty(self.rows.shape)
             self.e[-1].copy_(first)
             self.edges = into
             if path.native:
                 edges = (into, up.a, weight)
-                self._scaled = run_native(path, self.rows, self.e, self.d, stride, True, edges)
-                return
+                return run_native(path, self.rows, self.e, self.d, stride, True, edges)
+        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
+        if up.inplace:
             e, d = self.e.unbind(0), self.d.unbind(0)
             for k in range(steps - 1, -1, -1):
                 if k < steps - 1:
@@ -217,7 +215,7 @@ class DownScan:
                 each[k] = vector
                 out[k] = multiply(vector, path.back(k))
             self.e, self.d = torch.stack(each), torch.stack(out)
-        self._scaled = scaled
+        return torch.stack([s.reshape(-1) for s in scaled])
 
     @cached_property
     def _belief(self) -> Tensor:
@@ -271,8 +269,8 @@ def run_native(
     stride: int,
     down: bool,
     edges: tuple[Tensor | None, Tensor, Tensor | None] | None = None,
-) -> list[Tensor]:
-    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales.
+) -> Tensor:
+    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales, (scales, batch).
 
     Args:
         edges: on the way down, room for the marginal of every edge, the upward vectors, and weights of the batch.
@@ -296,7 +294,7 @@ def run_native(
         )
         native.call_each("scan", [(*some, *given, room) for some, room in zip(slices, rooms, strict=True)])
         done = until
-    return list(scales.unbind(0))
+    return scales
 
 
 def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> Tensor:

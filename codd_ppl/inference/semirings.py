@@ -32,10 +32,14 @@ def joint_batch(*sizes: int) -> int:
     return 0 if 0 in sizes else max(sizes)
 
 
+def _finite(top: Tensor) -> Tensor:
+    """0 for what is infinite."""
+    return top.nan_to_num(torch.nan, 0.0, 0.0)
+
+
 def safe_logsumexp(value: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """logsumexp whose value is -inf and whose gradient is 0, not NaN, where every entry is -inf."""
-    top = value.detach().amax(dim, keepdim=True)
-    top = torch.where(torch.isfinite(top), top, 0.0)
+    top = _finite(value.detach().amax(dim, keepdim=True))
     total = (value - top).exp().sum(dim, keepdim=True)
     dead = total == 0
     return torch.where(dead, -torch.inf, torch.where(dead, 1.0, total).log() + top).squeeze(dim)
@@ -47,7 +51,7 @@ def log_normalized(value: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     The largest entry is taken out first, so that they sum to 1 to rounding however large the entries are.
     """
     top = value.detach().amax(dim, keepdim=True)
-    value = value - torch.where(torch.isfinite(top), top, 0.0)
+    value = value - _finite(top)
     total = value.exp().sum(dim, keepdim=True)
     return value - torch.where(total == 0, 1.0, total).log()
 
@@ -174,8 +178,7 @@ class MaxSemiring:
 
 
 def _top(value: Tensor) -> Tensor:
-    top = value.detach().amax(-1, keepdim=True)
-    return torch.where(torch.isfinite(top), top, 0.0)
+    return _finite(value.detach().amax(-1, keepdim=True))
 
 
 def _multiply(vectors: Tensor, tables: Tensor) -> Tensor:

@@ -122,7 +122,9 @@ class Tables:
         if self.dtype in (torch.float16, torch.bfloat16):
             self.dtype = torch.float32
         try:
-            self.batch_shape = tuple(torch.broadcast_shapes(*set(shapes.values()))) if shapes else ()
+            several = {shape for shape in shapes.values() if shape}
+            one = len(several) <= 1
+            self.batch_shape = next(iter(several), ()) if one else tuple(torch.broadcast_shapes(*several))
         except RuntimeError as error:
             found = ", ".join(f"{k!r}: {s}" for k, s in shapes.items() if s)
             raise PotentialsError(f"batch shapes must broadcast; found {found}") from error

@@ -128,7 +128,8 @@ class Upward:
         """Log of the sum over all assignments, (batch or 1); the scales are added once, in float64."""
         tables = self.tables
         roots = [safe_logsumexp(self.belief(r), -1)[:, None] for r in self.plan.roots]
-        parts = torch.cat(torch.broadcast_tensors(*roots), dim=1).double().sum(1)
+        several = roots if len(roots) == 1 else torch.broadcast_tensors(*roots)
+        parts = torch.cat(several, dim=1).double().sum(1)
         for group in (torch.cat(t, 1) for t in _by_batch(list(self.offsets.values()))):
             parts = parts + group.double().sum(1)
         return parts.to(tables.dtype)
