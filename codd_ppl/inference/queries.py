@@ -109,19 +109,20 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
     up, total = upward(tables)
     require_feasible(tables, total)
 
-    def query(down: Downward) -> dict[Key, Tensor]:
+    def query(down: Downward) -> tuple[dict[Key, Tensor], list[Tensor]]:
         result: dict[Key, Tensor] = {}
         for key in tables.raw:
             if isinstance(key, tuple) and key in tables.layout.blocks:
                 result[key] = down.probabilities(key)
             elif key not in plan.variable:
                 result[key] = factor_counts(down, key, None, per_batch=True)
-        for names in plan.by_cardinality:
-            result.update(zip(names, down.probabilities(names).unbind(1), strict=True))
-        return result
+        return result, [down.probabilities(names) for names in plan.by_cardinality]
 
-    found = outside(up, query, tables.users(list(tables.raw)))
-    return {key: _unflatten(tables, value) for key, value in found.items()}
+    found, stacks = outside(up, query, tables.users(list(tables.raw)))
+    result = {key: _unflatten(tables, value) for key, value in found.items()}
+    for names, stack in zip(plan.by_cardinality, stacks, strict=True):
+        result.update(zip(names, _unflatten(tables, stack).unbind(-2), strict=True))
+    return result
 
 
 def _unflatten(tables: Tables, value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -77,12 +78,7 @@ def sample(
         up, total = upward(tables)
         require_feasible(tables, total)
         draws = prod(sample_shape)
-        rows = [
-            len(s.messages) * prod(s.shape) // s.shape[s.parent_axis]
-            for i, s in enumerate(plan.steps)
-            if not _by_rows(up, i)
-        ]
-        each = max(1, CHUNK // max(1, tables.batch * max(rows, default=1)))
+        each = max(1, CHUNK // max(1, tables.batch * _longest_row(up)))
         slices = [
             _decode(
                 up,
@@ -93,8 +89,10 @@ def sample(
             )
             for start in range(0, max(1, draws), each)
         ]
-        shape = (*sample_shape, *tables.batch_shape)
-        return {name: torch.cat([part[name] for part in slices]).reshape(shape) for name in plan.variable}
+        whole = slices[0]
+        if len(slices) > 1:
+            whole = [(part[0][0], torch.cat([t for _, t in part], 1)) for part in zip(*slices, strict=True)]
+        return _by_name(plan, whole, (*sample_shape, *tables.batch_shape))
 
 
 @eager
@@ -120,7 +118,17 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
             raise PotentialsError(f"log_potentials must be finite or -inf: {tables.bad_entries()}")
         require_feasible(tables, total)
         best = _decode(up, 1, lambda log, n: log.argmax(-1, keepdim=True).expand(*log.shape[:-1], n), _path)
-        return {name: value.reshape(tables.batch_shape) for name, value in best.items()}
+        return _by_name(plan, best, tables.batch_shape)
+
+
+def _by_name(
+    plan: ContractionPlan, stacks: list[tuple[tuple[str, ...], Tensor]], shape: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Variable -> values of this shape, from stacks (variables, draws, batch)."""
+    values: dict[str, Tensor] = {}
+    for names, stack in stacks:
+        values.update(zip(names, stack.reshape(len(names), *shape).unbind(0), strict=True))
+    return {name: values[name] for name in plan.variable}
 
 
 def _path(scan: UpScan | MaxScan, last: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -140,20 +148,36 @@ def _by_rows(up: Upward, index: int) -> bool:
     )
 
 
+def _longest_row(up: Upward) -> int:
+    """Entries that a draw of one step looks at for each batch element, unless it goes row by row."""
+    longest, others = _row_lengths(up.plan, up.scanning)
+    return max([longest, *(length for i, length in others if not _by_rows(up, i))])
+
+
+@lru_cache(maxsize=256)
+def _row_lengths(plan: ContractionPlan, scanning: bool) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The longest on paths, at least 1, and that of each other step."""
+    lengths = [len(s.messages) * prod(s.shape) // s.shape[s.parent_axis] for s in plan.steps]
+    along = {i for run in plan.runs for i in range(run.start, run.stop)} if scanning else set[int]()
+    longest = max((lengths[i] for i in along), default=1)
+    return longest, tuple((i, n) for i, n in enumerate(lengths) if i not in along)
+
+
 def _decode(
     up: Upward,
     draws: int,
     choose: Callable[[Tensor, int], Tensor],
     along: Callable[[UpScan | MaxScan, Tensor], Tensor],
     generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
-    """Choose the roots, then every step's children given its parents: variable -> (draws, batch).
+) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Choose the roots, then every step's children given its parents.
+
+    Returns variables and their values, (count, draws, batch), a few at a time.
 
     ``choose(log_weights, n)`` returns n values per row, in a last dimension; ``along(scan, last)`` those of a path
     given the values of its last variable; ``generator`` is for steps drawn row by row.
     """
-    plan, batch = up.plan, up.tables.batch
-    values: dict[str, Tensor] = {}
+    plan, batch, stacks = up.plan, up.tables.batch, _Stacks()
     for size in dict.fromkeys(plan.variable[r].cardinality for r in plan.roots):
         roots = tuple(r for r in plan.roots if plan.variable[r].cardinality == size)
         log = up.stacked(roots)  # (batch or 1, roots, size): one row serves all draws
@@ -161,22 +185,24 @@ def _decode(
             chosen = choose(log, draws).permute(1, 2, 0)
         else:
             chosen = choose(log, draws * batch).reshape(len(roots), draws, batch)
-        values.update(zip(roots, chosen.unbind(0), strict=True))
-    for index in range(len(plan.steps) - 1, -1, -1):
+        stacks.add(roots, chosen)
+    index = len(plan.steps)
+    while index > 0:
+        index -= 1
         found = up.scan(index)
         if found is not None:
             run = found[0].run
-            if index == run.stop - 1:
-                path = along(found[0], values[run.variables[-1]])
-                values.update(zip(run.variables[:-1], path.unbind(0), strict=True))
+            stacks.add(run.variables[:-1], along(found[0], stacks.of(run.variables[-1])))
+            index = run.start
             continue
         step = plan.steps[index]
-        parents = torch.stack([values[m.parent] for m in step.messages], -1)
+        parents = torch.stack([stacks.of(m.parent) for m in step.messages], -1)
         if _by_rows(up, index):
             belief, table = up.children(index)[0], up.tables.step(index).stored[0]
             drawn = draw_rows(table, parents.flatten(1), belief.flatten(0, 1), None, generator)
-            each = drawn.reshape(parents.shape).unbind(-1)
-            values.update(zip([m.children[0] for m in step.messages], each, strict=True))
+            stacks.add(
+                tuple(m.children[0] for m in step.messages), drawn.reshape(parents.shape).movedim(-1, 0)
+            )
             continue
         log = up.tables.step(index).rows(parents)
         sizes = log.shape[3:]
@@ -188,5 +214,27 @@ def _decode(
         for c in range(len(sizes) - 1, -1, -1):
             digit = flat % sizes[c]
             flat = flat // sizes[c]
-            values.update(zip([m.children[c] for m in step.messages], digit.unbind(-1), strict=True))
-    return {name: values[name] for name in plan.variable}
+            stacks.add(tuple(m.children[c] for m in step.messages), digit.movedim(-1, 0))
+    return stacks.found
+
+
+class _Stacks:
+    """Values of variables, several at a time."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[tuple[str, ...], Tensor]] = []
+        self._each: dict[int, tuple[Tensor, ...]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def add(self, names: tuple[str, ...], values: Tensor) -> None:
+        """(count, draws, batch)."""
+        number = len(self.found)
+        self.found.append((names, values))
+        self._places.update((name, (number, i)) for i, name in enumerate(names))
+
+    def of(self, name: str) -> Tensor:
+        """(draws, batch)."""
+        number, place = self._places[name]
+        if number not in self._each:
+            self._each[number] = self.found[number][1].unbind(0)
+        return self._each[number][place]
