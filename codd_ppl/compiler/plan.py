@@ -267,6 +267,10 @@ class ContractionPlan:
             lines[head + j] = f"  {number:>9}  {lines[head + j]}{again}"
         if not self.steps:
             lines.append("  nothing: every variable stands alone")
+        if self.runs:
+            some = ", ".join(f"{run.start + 1}-{run.stop}" for run in self.runs[:4])
+            more = "" if len(self.runs) <= 4 else f", ... ({len(self.runs)} paths)"
+            lines.append(f"paths: steps {some}{more}, each one loop in linear space, compiled on a CPU where that pays")
         return "\n".join([*lines, *self._totals(batch)])
 
     def _totals(self, batch: int | None) -> list[str]:

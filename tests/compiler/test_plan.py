@@ -165,6 +165,7 @@ def test_an_unknown_route_is_refused():
 
 def test_explain_of_a_long_chain_stays_readable():
     text = compile(topologies.hidden_markov(500, 27, 16)).explain()
+    assert "paths: steps 2-500, each one loop" in text
     assert len(text.splitlines()) < 100
     assert len(text) < 10_000
 
