@@ -270,7 +270,9 @@ class ContractionPlan:
         if self.runs:
             some = ", ".join(f"{run.start + 1}-{run.stop}" for run in self.runs[:4])
             more = "" if len(self.runs) <= 4 else f", ... ({len(self.runs)} paths)"
-            lines.append(f"paths: steps {some}{more}, each one loop in linear space, compiled on a CPU where that pays")
+            lines.append(
+                f"paths: steps {some}{more}, each one loop in linear space, compiled on a CPU where that pays"
+            )
         return "\n".join([*lines, *self._totals(batch)])
 
     def _totals(self, batch: int | None) -> list[str]:
