@@ -12,6 +12,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan, Step
 from codd_ppl.errors import ConfigError
 from codd_ppl.inference import clique_ranking, loopy
+from codd_ppl.inference.cliques import require_proper
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import log_joint
 from codd_ppl.inference.tables import StepTable, Tables
@@ -52,6 +53,7 @@ def k_best(
         raise ConfigError(f"k_best: expected an integer k >= 1, found {k!r}")
     loopy.require_exact(plan, "k_best")
     tables = Tables(plan, log_potentials)
+    require_proper(tables)
     with torch.no_grad():
         if plan.junction is not None:
             values, possible = clique_ranking.best_assignments(tables, k)
