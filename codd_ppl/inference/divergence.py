@@ -15,12 +15,14 @@ from codd_ppl.inference.queries import entropy, log_partition
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.subsets import require_possible
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager
 from codd_ppl.inference.tree import upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["cross_entropy", "kl"]
 
 
+@eager
 def kl(
     plan: ContractionPlan, p_log_potentials: LogPotentials, q_log_potentials: LogPotentials
 ) -> Float[Tensor, "*batch"]:
@@ -53,6 +55,7 @@ def kl(
     return _by_chain_rule(plan, p_log_potentials, q_log_potentials, own=True)
 
 
+@eager
 def cross_entropy(
     plan: ContractionPlan, p_log_potentials: LogPotentials, q_log_potentials: LogPotentials
 ) -> Float[Tensor, "*batch"]:

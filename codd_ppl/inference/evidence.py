@@ -10,6 +10,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import GraphError, PotentialsError, ShapeError
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager
 from codd_ppl.typing import Float, Int, LogPotentials
 
 __all__ = ["add_evidence", "condition", "known_names", "observed_values", "used"]
@@ -17,6 +18,7 @@ __all__ = ["add_evidence", "condition", "known_names", "observed_values", "used"
 Evidence = Mapping[str, Tensor] | Mapping[tuple[str, ...], Tensor] | Mapping[Key, Tensor]
 
 
+@eager
 def condition(
     plan: ContractionPlan,
     log_potentials: LogPotentials,

@@ -16,6 +16,7 @@ from codd_ppl.inference.cliques import require_proper
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import log_joint
 from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.transforms import eager
 from codd_ppl.typing import Float, Int, LogPotentials
 
 __all__ = ["k_best"]
@@ -24,6 +25,7 @@ CHUNK = 1 << 22
 """A step's candidates are looked at in slices of about so many."""
 
 
+@eager
 def k_best(
     plan: ContractionPlan, log_potentials: LogPotentials, k: int
 ) -> tuple[Float[Tensor, "*batch k"], dict[str, Int[Tensor, "*batch k"]]]:
