@@ -265,3 +265,14 @@ def test_transforms(name):
         compiled = torch.compile(lambda t: function(2 * t, evidence).sum(), backend="eager")
         (found,) = torch.autograd.grad(compiled(leaf), leaf)
     close(found, torch.autograd.grad(function(2 * leaf, evidence).sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("graph", [topologies.grid(2, 2, 3), topologies.chain(4, 3)], ids=["grid", "chain"])
+def test_vmap_over_values_and_of_rankings(graph):
+    plan, tables = compile(graph), testing.random_log_potentials(graph, seed=0)
+    values = torch.tensor([0, 2, 1, 0, 2])
+    each = [log_prob(plan, tables, {"x1": value}) for value in values]
+    close(torch.func.vmap(lambda value: log_prob(plan, tables, {"x1": value}))(values), torch.stack(each))
+    evidence = torch.randn(5, 3, dtype=torch.float64)
+    scores = torch.func.vmap(lambda row: k_best(plan, {**tables, "x0": row}, 4)[0])(evidence)
+    close(scores, k_best(plan, {**tables, "x0": evidence}, 4)[0])
