@@ -45,11 +45,11 @@ def usable(states: int, *tensors: Tensor) -> bool:
 
 
 def possible(*tensors: Tensor) -> bool:
-    """Whether the compiled loops can run: on the CPU, in float32 or float64, with a compiler at hand."""
+    """Whether the compiled loops can run: on the CPU, in float32 or float64, nothing empty, with a compiler at hand."""
     first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in SUFFIX or not first.numel():
+    if first.device.type != "cpu" or first.dtype not in SUFFIX:
         return False
-    return library() is not None
+    return all(tensor.numel() for tensor in tensors) and library() is not None
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:

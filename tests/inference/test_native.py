@@ -168,6 +168,21 @@ def test_nan_and_infinity_are_named(kind, bad):
                         query(plan, broken)
 
 
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_batch_of_none(kind):
+    """All tables, one of them, or the evidence alone are empty, the others have no batch or one of 1."""
+    plan, tables = chain(kind, 3, 1, torch.float64)
+    for key in tables:
+        empty = tables | {key: tables[key].new_zeros(0, *plan_shape(tables[key], key))}
+        for value in results(plan, empty).values():
+            assert 0 in value.shape or torch.equal(value, torch.zeros_like(value))
+
+
+def plan_shape(table: torch.Tensor, key) -> tuple[int, ...]:
+    """What a key's tensor ends with."""
+    return tuple(table.shape[-3 if isinstance(key, tuple) and "," in key[0] else -2 :])
+
+
 @needs_library
 @pytest.mark.parametrize(("dtype", "lowest"), [(torch.float32, -87.0), (torch.float64, -708.0)])
 def test_the_exponential(dtype, lowest):
