@@ -1,6 +1,10 @@
 """The command line, on a text made on the spot."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +54,35 @@ def test_ctrl_c_leaves_a_usable_model(text: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         run_demo(text, tmp_path / "out", TINY)
     assert load_model(tmp_path / "out" / "model").about == {"interrupted": True}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is another thing there")
+@pytest.mark.parametrize("phase", ["network, factorised loss", "coupling, from the text alone"])
+def test_ctrl_c_in_the_middle_of_the_command(phase: str, text: Path, tmp_path: Path) -> None:
+    """A signal to the process, as from a terminal: status 130, a word on what is there, no traceback."""
+    code = "import sys; from codd_ppl.cli import main; sys.exit(main())"
+    words = ["demo", "--fast", "--text", str(text), "--output", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if phase in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "interrupted; what was trained so far is in" in printed
+    folder = tmp_path / "out" / "model"
+    assert load_model(folder).about == {"interrupted": True}
+    assert main(["generate", str(folder), "--samples", "1", "--steps", "2"]) == 0
 
 
 def test_generate_and_evaluate(

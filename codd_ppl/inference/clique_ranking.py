@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from codd_ppl.inference.clique_queries import decode
-from codd_ppl.inference.cliques import Calibration, require_proper
+from codd_ppl.inference.cliques import Calibration
 from codd_ppl.inference.contraction import max_product
 from codd_ppl.inference.evidence import add_evidence
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import transforming
 
 __all__ = ["best_assignments"]
 
@@ -25,7 +26,6 @@ CHUNK = 1 << 22
 
 def best_assignments(tables: Tables, k: int) -> tuple[dict[str, Tensor], Tensor]:
     """Variable -> values (batch, k), best first, and which of them are possible, (batch, k)."""
-    require_proper(tables)
     plan, batch, device = tables.plan, tables.batch, tables.device
     cards = torch.tensor([v.cardinality for v in plan.variables], device=device)
     width = int(cards.max())
@@ -41,7 +41,7 @@ def best_assignments(tables: Tables, k: int) -> tuple[dict[str, Tensor], Tensor]
         best, part = values[place, element], allowed[place, element]
         found.append(best)
         possible.append(scores[place, element] > -torch.inf)
-        if rank == k - 1 or not bool(possible[-1].any()):
+        if rank == k - 1 or not (transforming() or bool(possible[-1].any())):
             break
         taken = torch.arange(len(scores), device=device)[:, None] == place
         scores = torch.where(taken, -torch.inf, scores)
@@ -49,7 +49,10 @@ def best_assignments(tables: Tables, k: int) -> tuple[dict[str, Tensor], Tensor]
         before = (variables[None, :] < variables[:, None])[:, None, :, None]
         here = (variables[None, :] == variables[:, None])[:, None, :, None]
         parts = torch.where(before, chosen & part, torch.where(here, part & ~chosen, part))
-        parts = parts[parts.any(-1).all(-1).any(1)]  # a variable without values leaves none
+        # Where nothing was left, the part is one that was split before. A variable without values leaves none.
+        parts = parts & possible[-1][:, None, None]
+        if not transforming():
+            parts = parts[parts.any(-1).all(-1).any(1)]
         own, values_of = _best(tables, parts)
         scores, values = torch.cat((scores, own)), torch.cat((values, values_of))
         allowed = torch.cat((allowed, parts))

@@ -8,6 +8,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference import loopy
+from codd_ppl.inference.clique_queries import calibrated
 from codd_ppl.inference.downward import Downward, outside
 from codd_ppl.inference.expectations import expectation
 from codd_ppl.inference.feasibility import require_feasible
@@ -15,12 +16,14 @@ from codd_ppl.inference.queries import entropy, log_partition
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.subsets import require_possible
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.inference.tree import upward
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["cross_entropy", "kl"]
 
 
+@eager
 def kl(
     plan: ContractionPlan, p_log_potentials: LogPotentials, q_log_potentials: LogPotentials
 ) -> Float[Tensor, "*batch"]:
@@ -53,6 +56,7 @@ def kl(
     return _by_chain_rule(plan, p_log_potentials, q_log_potentials, own=True)
 
 
+@eager
 def cross_entropy(
     plan: ContractionPlan, p_log_potentials: LogPotentials, q_log_potentials: LogPotentials
 ) -> Float[Tensor, "*batch"]:
@@ -136,4 +140,22 @@ def _cross_by_expectation(plan: ContractionPlan, p: LogPotentials, q: LogPotenti
         centred[key] = value - torch.where(torch.isfinite(top), top, 0.0)
     total = log_partition(plan, centred)
     require_possible(plan, q, total)
-    return (total - expectation(plan, p, centred)).expand(shape)
+    finite = {key: torch.where(value == -torch.inf, 0.0, value) for key, value in centred.items()}
+    value = total - expectation(plan, p, finite)
+    return torch.where(_forbidden(ours, theirs), torch.inf, value).expand(shape)
+
+
+def _forbidden(ours: Tables, theirs: Tables) -> Tensor:
+    """Whether p allows, however rarely, what an entry of q forbids, bool; by p's marginals in log space."""
+    plan = ours.plan
+    result = torch.zeros((), dtype=torch.bool, device=ours.device)
+    if not transforming() and not any(bool((t == -torch.inf).any()) for t in theirs.raw.values()):
+        return result
+    factors = {factor.name for factor in plan.factors if factor.order > 1}
+    with torch.no_grad():
+        up, _ = calibrated(ours)
+        for name, log_p in up.run().log_marginals({*plan.variable, *factors}).items():
+            log_q = theirs.factor(name) if name in factors else theirs.evidence((name,))
+            allowed, ruled_out = _shaped(ours, log_p > -torch.inf), _shaped(theirs, log_q == -torch.inf)
+            result = result | (allowed & ruled_out).any(-1)
+    return result

@@ -10,11 +10,13 @@ from codd_ppl.errors import PotentialsError
 from codd_ppl.inference.evidence import used
 from codd_ppl.inference.queries import marginals
 from codd_ppl.inference.tables import Key, Tables, layout
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.typing import Float, LogPotentials
 
 __all__ = ["expectation"]
 
 
+@eager
 def expectation(
     plan: ContractionPlan, log_potentials: LogPotentials, statistics: LogPotentials
 ) -> Float[Tensor, "..."]:
@@ -67,7 +69,7 @@ def _checked(plan: ContractionPlan, statistics: LogPotentials) -> Tables:
     except PotentialsError as error:
         raise PotentialsError(str(error).replace("log_potentials", "statistics")) from error
     tables.raw = dict(statistics)
-    bad = [key for key, value in statistics.items() if bool((~(value < torch.inf)).any())]
+    bad = [] if transforming() else [k for k, v in statistics.items() if bool((~(v < torch.inf)).any())]
     if bad:
         raise PotentialsError(f"statistics[{bad[0]!r}] holds NaN or +inf; statistics must be finite or -inf")
     return tables

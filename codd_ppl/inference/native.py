@@ -1,8 +1,9 @@
 """Loops along a path compiled by the system's C compiler, for few states, where torch's cost per operation rules.
 
 ``native.c`` is compiled on first use (a second or two) and kept in the user's cache folder, under a name that holds
-the source, the compiler and the processor. Without a compiler the loops of torch operations are used, and a log
-message says so once. The environment variable ``CODD_NATIVE=0`` turns it off.
+the source, the compiler and the processor; each process compiles it anew where that folder can't be written to.
+Without a compiler the loops of torch operations are used, and a log message says so once. The environment variable
+``CODD_NATIVE=0`` turns it off.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ def usable(states: int, *tensors: Tensor) -> bool:
 
 
 def possible(*tensors: Tensor) -> bool:
-    """Whether the compiled loops can run: on the CPU, in float32 or float64, with a compiler at hand."""
+    """Whether the compiled loops can run: on the CPU, in float32 or float64, nothing empty, with a compiler at hand."""
     first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in SUFFIX or not first.numel():
+    if first.device.type != "cpu" or first.dtype not in SUFFIX:
         return False
-    return library() is not None
+    return all(tensor.numel() for tensor in tensors) and library() is not None
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
@@ -94,7 +95,7 @@ def library() -> ctypes.CDLL | None:
     try:
         if compiler is None:
             raise OSError("no C compiler (cc, gcc or clang) on the path")
-        return ctypes.CDLL(str(_build(compiler)))
+        return _loaded(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger("codd_ppl").warning(
             "paths of few states run as torch operations, several times slower than compiled: %s", error
@@ -102,8 +103,11 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _build(compiler: str) -> Path:
-    """The shared library, compiled unless it is in the cache already."""
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """The shared library, compiled unless it is in the cache already.
+
+    Its file's name ends with a digest of what is in it, as loading a damaged one can end the process.
+    """
     source = SOURCE.read_text(encoding="utf-8")
     whole = "".join(
         f"#define REAL {real}\n#define SUFFIX {real}\n#define WIDE {int(real == 'double')}\n{source}\n"
@@ -112,25 +116,35 @@ def _build(compiler: str) -> Path:
     )
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
     key = hashlib.sha256(repr((whole, FLAGS, version, _processor())).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codd_ppl"
-    target = folder / f"native-{key}.so"
-    if target.is_file():
-        return target
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codd_ppl"
+        for known in sorted(folder.glob(f"native-{key}-*.so")):
+            if known.stem.endswith(_digest(known)):
+                return ctypes.CDLL(str(known))
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="codd_ppl-"))
-        target = folder / target.name
-    with tempfile.TemporaryDirectory(dir=folder) as draft:
-        code = Path(draft) / "native.c"
-        code.write_text(whole, encoding="utf-8")
-        result = Path(draft) / "native.so"
-        command = [compiler, *FLAGS, "-o", str(result), str(code)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            raise OSError(f"{' '.join(command[:3])} .. failed: {done.stderr.strip()[-300:]}")
+        draft = tempfile.TemporaryDirectory(dir=folder)
+    except (OSError, RuntimeError):  # no home, or not to be written to
+        with tempfile.TemporaryDirectory(prefix="codd_ppl-", ignore_cleanup_errors=True) as alone:
+            return ctypes.CDLL(str(_compiled(compiler, whole, Path(alone))))
+    with draft:
+        result = _compiled(compiler, whole, Path(draft.name))
+        target = folder / f"native-{key}-{_digest(result)}.so"
         os.replace(result, target)
-    return target
+    return ctypes.CDLL(str(target))
+
+
+def _compiled(compiler: str, source: str, folder: Path) -> Path:
+    code, result = folder / "native.c", folder / "native.so"
+    code.write_text(source, encoding="utf-8")
+    command = [compiler, *FLAGS, "-o", str(result), str(code)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command[:3])} .. failed: {done.stderr.strip()[-300:]}")
+    return result
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:20]
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ from codd_ppl.errors import GraphError, ShapeError
 from codd_ppl.graphs import Factor
 from codd_ppl.inference.evidence import add_evidence, known_names, observed_values, used
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["lengths", "pad", "unpad"]
@@ -20,6 +21,7 @@ __all__ = ["lengths", "pad", "unpad"]
 Active = Tensor | Mapping[str, Tensor] | Mapping[tuple[str, ...], Tensor] | Mapping[Key, Tensor]
 
 
+@eager
 def pad(
     plan: ContractionPlan, log_potentials: LogPotentials, active: Active
 ) -> dict[Key, Float[Tensor, "..."]]:
@@ -190,6 +192,7 @@ def _at_zero(value: Tensor, order: int, axis: int) -> Tensor:
     return value[(..., *[slice(None) if i == axis else 0 for i in range(order)])]
 
 
+@eager
 def unpad(
     plan: ContractionPlan,
     found: Mapping[Key, Float[Tensor, "..."]],

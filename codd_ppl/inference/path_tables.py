@@ -72,7 +72,7 @@ class PathTables:
         self._strided: dict[bool | None, Strided] = {}
         self._first, self._ahead, self._behind = -1, list[Tensor](), list[Tensor]()
         states, threads = self.logs[0].shape[-1], torch.get_num_threads()
-        self.native, self.logs_only = inplace and native.usable(states, self.logs[0]), False
+        self.native, self.logs_only = inplace and native.usable(states, *self.logs), False
         if self.shared:
             log, self.kept = self.logs[0], True
             top = log.detach().amax(-2, keepdim=True)
@@ -81,7 +81,7 @@ class PathTables:
             table = self.linear[0][0] if self.batch == 1 else self.linear[0]
             self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
             return
-        if inplace and joint_batch(batch, self.batch) == self.batch and native.possible(self.logs[0]):
+        if inplace and 0 < joint_batch(batch, self.batch) == self.batch and native.possible(*self.logs):
             self.native = self.logs_only = states <= native.STATES or self.batch >= threads
         size = self.batch * self.logs[0].shape[1] * self.logs[0].shape[2]
         self.kept = not inplace or (size * self.steps <= KEPT and not self.logs_only)

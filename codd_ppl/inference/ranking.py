@@ -12,9 +12,11 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan, Step
 from codd_ppl.errors import ConfigError
 from codd_ppl.inference import clique_ranking, loopy
+from codd_ppl.inference.cliques import require_proper
 from codd_ppl.inference.scores import log_score
 from codd_ppl.inference.semirings import log_joint
 from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.transforms import eager
 from codd_ppl.typing import Float, Int, LogPotentials
 
 __all__ = ["k_best"]
@@ -23,6 +25,7 @@ CHUNK = 1 << 22
 """A step's candidates are looked at in slices of about so many."""
 
 
+@eager
 def k_best(
     plan: ContractionPlan, log_potentials: LogPotentials, k: int
 ) -> tuple[Float[Tensor, "*batch k"], dict[str, Int[Tensor, "*batch k"]]]:
@@ -52,6 +55,7 @@ def k_best(
         raise ConfigError(f"k_best: expected an integer k >= 1, found {k!r}")
     loopy.require_exact(plan, "k_best")
     tables = Tables(plan, log_potentials)
+    require_proper(tables)
     with torch.no_grad():
         if plan.junction is not None:
             values, possible = clique_ranking.best_assignments(tables, k)

@@ -12,6 +12,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError
 from codd_ppl.inference import clique_queries, loopy
+from codd_ppl.inference.cliques import require_proper
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.max_scan import MaxScan
 from codd_ppl.inference.products import draw_rows
@@ -112,6 +113,7 @@ def mode(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[str, Int[
     loopy.require_exact(plan, "mode")
     with torch.no_grad():
         tables = Tables(plan, log_potentials)
+        require_proper(tables)
         up = Upward(tables, MaxSemiring())
         total = up.log_partition()  # of the roots' best scores: finite unless infeasible
         if not transforming() and bool((~(total < torch.inf)).any()):

@@ -175,7 +175,8 @@ class DownScan:
             spread = _spread(scales.detach().T, semiring.stride, up.steps, 1.0).flip(1)
             floor = (self.d.detach().amin(-1).reshape(up.steps, -1).T * spread).amin()
             semiring.watch(floor / float(outer.shape[-1]) ** min(semiring.stride, up.steps))
-            semiring.watch(self._total.detach().amin())
+            least = self._total.detach().amin()
+            semiring.watch(least if up.inplace else least.square())  # derivatives divide by it twice
 
     def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> Tensor:
         """The loop: e, d, and with ``into`` the marginal of every edge in its place there; returns the scales."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -15,6 +15,7 @@ from codd_ppl.inference.evidence import condition, known_names, observed_values,
 from codd_ppl.inference.queries import log_partition
 from codd_ppl.inference.sampling import mode
 from codd_ppl.inference.tables import Key, Tables
+from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.typing import Assignment, Float, LogPotentials
 
 __all__ = ["log_prob", "marginal", "require_possible"]
@@ -25,6 +26,7 @@ LARGEST = 1 << 22
 """Marginals with more entries than this for each batch element are refused."""
 
 
+@eager
 def marginal(
     plan: ContractionPlan, log_potentials: LogPotentials, names: Sequence[str]
 ) -> Float[Tensor, "..."]:
@@ -108,14 +110,29 @@ def _of_factor(
     """Log-partition (*batch), and the marginal of a factor's scope (*batch, *cardinalities) as its gradient."""
     factor = plan.factor[name]
     cards = [plan.variable[v].cardinality for v in factor.scope]
-    probe = torch.zeros(
-        *tables.batch_shape, *cards, dtype=tables.dtype, device=tables.device, requires_grad=True
-    )
+    probe = torch.zeros(*tables.batch_shape, *cards, dtype=tables.dtype, device=tables.device)
     key, place = tables.layout.source[name]
     table = own[key] if place is None else own[key].select(-1 - factor.order, place)
-    total = log_partition(plan, used(plan, {**own, name: table + probe}))
-    (joint,) = torch.autograd.grad(total.sum(), probe, create_graph=differentiable)
-    return (total, joint) if differentiable else (total.detach(), joint)
+    return _with_gradient(
+        lambda zero: log_partition(plan, used(plan, {**own, name: table + zero})), probe, differentiable
+    )
+
+
+def _with_gradient(
+    function: Callable[[Tensor], Tensor], probe: Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor]:
+    """Values of a function, and the gradient of their sum."""
+    if transforming():
+
+        def summed(value: Tensor) -> tuple[Tensor, Tensor]:
+            total = function(value)
+            return total.sum(), total
+
+        gradient, total = torch.func.grad(summed, has_aux=True)(probe)
+        return total, gradient
+    total = function(probe.requires_grad_())
+    (gradient,) = torch.autograd.grad(total.sum(), probe, create_graph=differentiable)
+    return (total, gradient) if differentiable else (total.detach(), gradient)
 
 
 def _of_clamped(
@@ -133,17 +150,18 @@ def _of_clamped(
     totals, parts = [], []
     for start in range(0, number, each):
         index = torch.arange(start, min(start + each, number), device=tables.device)
-        probe = torch.zeros(
-            len(index), *batch, size, dtype=tables.dtype, device=tables.device, requires_grad=True
-        )
+        probe = torch.zeros(len(index), *batch, size, dtype=tables.dtype, device=tables.device)
         hard: dict[Key, Tensor] = {}
         row = index.reshape(-1, *[1] * len(batch))
         for name, card in zip(reversed(rest), reversed(cards), strict=True):
             hard[name], row = row % card, row // card
         # The probe is zero: it adds nothing but the gradient with respect to it, which is the marginal of ``last``.
-        total = log_partition(plan, condition(plan, own, hard, {last: probe}))
-        (part,) = torch.autograd.grad(total.sum(), probe, create_graph=differentiable)
-        totals.append(total if differentiable else total.detach())
+        total, part = _with_gradient(
+            lambda zero, hard=hard: log_partition(plan, condition(plan, own, hard, {last: zero})),  # type: ignore[misc]
+            probe,
+            differentiable,
+        )
+        totals.append(total)
         parts.append(part)
     log_weights = torch.cat(totals)
     top = log_weights.detach().amax(0)
@@ -163,6 +181,7 @@ def _entries(tables: Tables) -> int:
     return max(1, tables.batch) * total
 
 
+@eager
 def log_prob(
     plan: ContractionPlan, log_potentials: LogPotentials, assignment: Assignment
 ) -> Float[Tensor, "..."]:
@@ -217,5 +236,5 @@ def log_prob(
 
 def require_possible(plan: ContractionPlan, log_potentials: LogPotentials, total: Tensor) -> None:
     """Raise the InfeasibleError that says where and why, if a log-partition is -inf."""
-    if bool((total == -torch.inf).any()):
+    if not transforming() and bool((total == -torch.inf).any()):
         mode(plan, log_potentials)

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["eager", "transforming"]
+__all__ = ["batched", "eager", "transforming"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,6 +21,11 @@ def transforming() -> bool:
     ordinary differentiable operations, and skip the search for bad entries.
     """
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def batched(value: torch.Tensor) -> bool:
+    """Whether a tensor stands for many, by torch.func.vmap or a batched derivative."""
+    return transforming() and bool(torch._C._functorch.is_batchedtensor(value))
 
 
 def eager(query: Callable[P, T]) -> Callable[P, T]:

@@ -114,6 +114,28 @@ def test_hessian_is_the_covariance():
     torch.testing.assert_close(hessian, p.diag() - torch.outer(p, p), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 10.0), (torch.float64, 100.0)])
+@pytest.mark.parametrize("seed", range(6))
+def test_second_derivatives_of_peaked_chains(seed, dtype, scale):
+    """Where a product of messages is so small that one over its square is more than the largest number."""
+    graph = topologies.chain(5, 3, tie=None)
+    plan = compile(graph)
+    tables = testing.random_log_potentials(graph, (3,), scale=scale, evidence=1.0, dtype=dtype, seed=seed)
+    along = {key: torch.randn_like(table) for key, table in tables.items()}
+
+    def derivative(query, dtype):
+        leaves = {key: table.to(dtype).requires_grad_() for key, table in tables.items()}
+        total = query(leaves).sum()
+        first = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
+        slope = sum((g * along[key]).sum() for key, g in zip(leaves, first, strict=True))
+        return torch.autograd.grad(slope, list(leaves.values()))
+
+    found = derivative(lambda t: log_partition(plan, t), dtype)
+    expected = derivative(lambda t: testing.brute_log_partition(graph, t), torch.float64)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+
+
 # -- -inf ------------------------------------------------------------------------------------------
 
 

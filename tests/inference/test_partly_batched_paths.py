@@ -6,7 +6,7 @@ import torch
 from codd_ppl import testing
 from codd_ppl.compiler import compile
 from codd_ppl.graphs import topologies
-from codd_ppl.inference import entropy, log_partition, marginals
+from codd_ppl.inference import entropy, kl, log_partition, marginals, mode, sample
 
 PLACES = [("edge", f"x{i}") for i in range(6)] + [(None, f"x{i},x{i + 1}") for i in range(5)] + [(None, "x3")]
 
@@ -25,3 +25,21 @@ def test_one_place_is_batched(tie, place):
     log_partition(plan, leaves).sum().backward()
     for key, leaf in leaves.items():
         torch.testing.assert_close(leaf.grad, expected[key].sum_to_size(leaf.shape), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("place", ["x0", "x2", "x0,x1", "x3,x4"])
+@pytest.mark.parametrize("first", ["x0,x1", "x2,x3"])
+def test_an_empty_batch_in_one_place(first, place):
+    """The first table may have entries where another one has none."""
+    graph = topologies.chain(6, 3, tie=None)
+    plan, tables = compile(graph), testing.random_log_potentials(graph)
+    tables[first] = tables[first].expand(1, 3, 3)
+    tables[place] = torch.zeros((0, 3, 3) if "," in place else (0, 3), dtype=torch.float64)
+    leaves = {key: table.clone().requires_grad_() for key, table in tables.items()}
+    log_partition(plan, leaves).sum().backward()
+    assert all(bool((leaf.grad == 0).all()) for leaf in leaves.values())
+    with torch.no_grad():
+        for found in (log_partition(plan, tables), entropy(plan, tables), kl(plan, tables, tables)):
+            assert found.shape == (0,)
+        assert marginals(plan, tables)["x4,x5"].shape == (0, 3, 3)
+        assert mode(plan, tables)["x5"].shape == (0,) and sample(plan, tables, (2,))["x5"].shape == (2, 0)

@@ -19,7 +19,6 @@ from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.inference import (
     condition,
     cross_entropy,
-    divergence,
     entropy,
     expectation,
     k_best,
@@ -247,9 +246,9 @@ def test_elsewhere_than_on_forests_the_divergence_comes_from_expectations():
     p, q = tables((2,), x1=torch.randn(5).double()), tables((2,))
     q = {key: t + torch.randn_like(t) for key, t in q.items()}
     q["emission"] = q["emission"].masked_fill(torch.rand(3, 5) < 0.1, -INF)
+    plan = compile(GRAPH, route="clique contraction")
     for a, b in [(p, q), (q, p)]:
-        found = divergence._cross_by_expectation(PLAN, a, b)
-        close(found, testing.brute_cross_entropy(GRAPH, a, b))
+        close(cross_entropy(plan, a, b), testing.brute_cross_entropy(GRAPH, a, b))
 
 
 # -- numbers -----------------------------------------------------------------------------------------
@@ -312,3 +311,21 @@ def test_ties_in_score_are_different_assignments():
 def test_entropy_and_divergence_add_up():
     p, q = tables((2,)), {key: t + 1.0 * torch.randn_like(t) for key, t in tables((2,)).items()}
     close(cross_entropy(PLAN, p, q), entropy(PLAN, p) + kl(PLAN, p, q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("graph", [topologies.chain(4, 2, tie=None), topologies.grid(2, 2, 2, tie=False)])
+def test_what_p_hardly_allows_and_q_forbids(graph, dtype):
+    """A probability far below the smallest number is no 0: the divergence is infinite, its gradient finite."""
+    plan = compile(graph)
+    p = {name: torch.zeros(2, 2, dtype=dtype) for name in graph.factors}
+    q = {name: torch.zeros(2, 2, dtype=dtype) for name in graph.factors}
+    q["x1"] = torch.tensor([0.0, -INF], dtype=dtype)
+    for rare in (-3e3, -INF):
+        p["x1"] = torch.tensor([[0.0, rare], [0.0, -INF]], dtype=dtype)
+        leaves = {key: table.clone().requires_grad_() for key, table in p.items()}
+        for query in (kl, cross_entropy):
+            found = query(plan, leaves, q)
+            assert found.isinf().tolist() == [rare > -INF, False]
+            found.sum().backward()
+        assert all(bool(leaf.grad.isfinite().all()) for leaf in leaves.values())
