@@ -68,6 +68,10 @@ class CouplingLayer(nn.Module):
             raise ConfigError(f'expected combine to be "projected" or "product", found {combine!r}')
         if sweeps < 1:
             raise ConfigError(f"expected sweeps >= 1, found {sweeps}")
+        if not isinstance(graph, FactorGraph):
+            raise GraphError(
+                f"expected a FactorGraph, found {type(graph).__name__}; build one or take one from topologies"
+            )
         tokens = [graph.variables[name] for name in graph.tokens]
         if not tokens:
             raise GraphError("the graph has no tokens; add variables with latent=False, x0 .. x{L-1}")

@@ -172,6 +172,8 @@ def test_bad_input() -> None:
         coupling(torch.full((2, L, V), -math.inf))
     with pytest.raises(GraphError, match="cardinality"):
         CouplingLayer(topologies.chain(3, 4), 5)
+    with pytest.raises(GraphError, match="expected a FactorGraph, found str"):
+        CouplingLayer("hidden_markov", 5)
     graph = topologies.chain(3, V, tie=None)
     graph.add_factor(("x0", "x2"))
     large = topologies.grid(2, 2, 2000, tie=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.errors import PotentialsError
+from codd_ppl.errors import PotentialsError, ShapeError
 from codd_ppl.inference import clique_queries, loopy
 from codd_ppl.inference.cliques import require_proper
 from codd_ppl.inference.feasibility import require_feasible
@@ -65,10 +65,13 @@ def sample(
         Variable -> (*sample_shape, *batch) int64.
 
     Raises:
+        ShapeError: a sample_shape that isn't a sequence of sizes.
         PotentialsError: malformed log-potentials.
         InfeasibleError: some batch element has no possible assignment.
         IntractableError: the plan is an approximation.
     """
+    if isinstance(sample_shape, int) or any(size < 0 for size in sample_shape):
+        raise ShapeError(f"sample_shape: expected sizes of 0 or more, such as (5,), found {sample_shape!r}")
     if plan.junction is not None:
         return clique_queries.sample(
             plan, log_potentials, sample_shape, lambda log: categorical(log, generator)

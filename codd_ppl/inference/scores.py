@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import PotentialsError, ShapeError
+from codd_ppl.inference.evidence import observed_values
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import eager, transforming
 from codd_ppl.typing import Assignment, Float, LogPotentials
@@ -75,7 +76,11 @@ def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> d
         raise ShapeError(
             f"the assignment lacks variable {missing[0]!r} (and {len(missing) - 1} more); give all of them"
         )
-    shapes = [tuple(assignment[name].shape) for name in plan.variable]
+    values = {
+        name: observed_values(f"assignment[{name!r}]", assignment[name], variable.cardinality)
+        for name, variable in plan.variable.items()
+    }
+    shapes = [tuple(value.shape) for value in values.values()]
     try:
         full = torch.broadcast_shapes(*shapes, tables.batch_shape)
     except RuntimeError as error:
@@ -83,19 +88,4 @@ def _checked(plan: ContractionPlan, tables: Tables, assignment: Assignment) -> d
             f"assignment shapes must broadcast with the batch shape {tables.batch_shape}; found {set(shapes)}"
         ) from error
     sample = full[: len(full) - len(tables.batch_shape)]
-    result = {}
-    for name, variable in plan.variable.items():
-        value = assignment[name]
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ShapeError(f"assignment[{name!r}]: expected integers, found {value.dtype}")
-        if (
-            not transforming()
-            and value.numel()
-            and not (int(value.min()) >= 0 and int(value.max()) < variable.cardinality)
-        ):
-            raise ShapeError(
-                f"assignment[{name!r}]: expected values from 0 to {variable.cardinality - 1}, "
-                f"found {int(value.min())} to {int(value.max())}"
-            )
-        result[name] = value.long().expand(full).reshape(*sample, tables.batch)
-    return result
+    return {name: value.expand(full).reshape(*sample, tables.batch) for name, value in values.items()}

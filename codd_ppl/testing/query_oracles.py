@@ -45,8 +45,8 @@ def brute_marginal(
     graph: FactorGraph, log_potentials: LogPotentials, names: Sequence[str]
 ) -> Float[Tensor, "..."]:
     """Joint marginal of some variables, (*batch, *cardinalities) in the order of ``names``."""
-    values, cards = _values(graph), {variable.name: variable.cardinality for variable in graph}
     probabilities = _log_probabilities(graph, log_potentials).exp()
+    values, cards = _values(graph), {variable.name: variable.cardinality for variable in graph}
     index = torch.zeros(probabilities.shape[-1], dtype=torch.int64)
     for name in names:
         index = index * cards[name] + values[name]

@@ -90,6 +90,8 @@ def test_too_large_joints_are_refused():
     graph = topologies.independent(40, 4)
     with pytest.raises(IntractableError, match="use fewer"):
         testing.enumerate_log_joint(graph, {})
+    with pytest.raises(IntractableError, match="use fewer"):
+        testing.brute_marginal(graph, {}, ["x0"])
     with pytest.raises(IntractableError, match="27 tokens at 64 sites"):
         testing.enumerate_sequences(27, 64)
 

@@ -7,7 +7,7 @@ import torch
 
 from codd_ppl import testing
 from codd_ppl.compiler import compile
-from codd_ppl.errors import CoddError, PotentialsError
+from codd_ppl.errors import CoddError, GraphError, PotentialsError, ShapeError
 from codd_ppl.graphs import topologies
 from codd_ppl.inference import entropy, log_partition, log_score, marginals, mode, sample
 
@@ -154,3 +154,29 @@ def test_score_refuses_values_out_of_range(bad):
 def test_score_refuses_floats():
     with pytest.raises((CoddError, ValueError), match=r"x1"):
         log_score(compile(GRAPH), tables(), values(x1=torch.tensor(0.0)))
+
+
+def test_a_graph_where_a_plan_belongs(query):
+    with pytest.raises(GraphError, match=r"expected a plan, found FactorGraph.*compile"):
+        query(GRAPH, tables())
+
+
+def test_a_tensor_where_a_dictionary_belongs(query):
+    with pytest.raises(PotentialsError, match=r"expected log-potentials as a dictionary.*found Tensor"):
+        query(compile(GRAPH), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("graph", [GRAPH, topologies.grid(2, 2, 2)])
+@pytest.mark.parametrize("shape", [5, (-1,)])
+def test_a_sample_shape_that_is_none(graph, shape):
+    with pytest.raises(ShapeError, match="sample_shape: expected sizes of 0 or more"):
+        sample(compile(graph), testing.random_log_potentials(graph), shape)
+
+
+@pytest.mark.parametrize(
+    "value", [0, torch.tensor(0.0), torch.tensor(True), torch.tensor(5), torch.tensor(-1)]
+)
+def test_values_that_are_none(value):
+    assignment = dict.fromkeys(GRAPH.variables, torch.tensor(0)) | {"x1": value}
+    with pytest.raises(ShapeError, match=r"assignment\['x1'\]: expected"):
+        log_score(compile(GRAPH), tables(), assignment)
