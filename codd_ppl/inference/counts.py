@@ -155,7 +155,10 @@ def _run_counts(scan: DownScan, steps: list[int], weight: Tensor | None, per_bat
     if len(steps) < child.shape[1]:
         child, parent = child[:, steps], parent[:, steps]
     if weight is not None:
+        if child.shape[0] == 1 and not per_batch:  # what brings the batch is elsewhere
+            weight = weight.sum(0, keepdim=True)
         child = child * weight[:, None, None]
+        parent = parent.expand(child.shape[0], -1, -1)
     if path.shared:
         if per_batch or path.batch != 1:
             counts = torch.einsum("bkn,bkm->bnm", child, parent)

@@ -168,6 +168,7 @@ class DownScan:
         self.edges: Tensor | None = None
         self.cached: dict[bool, Tensor] = {}  # kept here by counts.py
         streamed = edges and up.inplace and not path.kept and path.batch == batch
+        streamed = streamed and (weight is None or len(weight) == batch)
         into = path.edges_buffer() if streamed else None
         scales = self.scan(first, semiring.stride, into, weight)
         if self.d.numel():
@@ -281,6 +282,9 @@ def run_native(
     into, inner, weight = edges or (None, None, None)
     weight = None if weight is None else weight.contiguous()
     places = None if into is None else torch.tensor(path.places)
+    tops = path.scales if path.logs_only else None
+    if tops is not None and path.batch != batch:  # evidence of the last parent alone brings the batch
+        tops = rows.new_empty(batch, steps)
     slices, done = native.slices(batch, steps * n * n), 0
     rooms = [rows.new_empty(n + n * n) for _ in slices]
     # Products with a small shared table are faster across its rows; edges' marginals are laid out as given.
@@ -291,7 +295,7 @@ def run_native(
         given = (
             *(steps, done, until, batch, n, stride, int(down), int(tables.across != down), rows),
             *(tables.table, tables.first, tables.step, tables.each, a, o, scales),
-            *(path.scales if path.logs_only else None, inner, weight, into, places, steps * n * n),
+            *(tops, inner, weight, into, places, steps * n * n),
         )
         native.call_each("scan", [(*some, *given, room) for some, room in zip(slices, rooms, strict=True)])
         done = until
