@@ -17,6 +17,7 @@ from rich.console import Console
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.data import sample_text_path
 from codd_ppl.demo.report import write_report
+from codd_ppl.demo.threads import fastest_threads
 from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.errors import ConfigError
 from codd_ppl.evaluation import NelboTable, nelbo_table, time_sampling
@@ -114,6 +115,28 @@ def run_demo(
         f"{text or 'tinyshakespeare (excerpt)'}: {len(data.train_blocks())} training blocks of {settings.sites} "
         f"characters, vocabulary {vocab}"
     )
+    tokens = data.train_blocks()[: settings.batch_size]
+
+    def call() -> None:
+        with torch.no_grad():
+            denoiser(tokens)
+
+    with fastest_threads(call):
+        return _compare(text, folder, settings, console, data, denoiser, coupling, begin)
+
+
+def _compare(
+    text: str | Path | None,
+    folder: Path,
+    settings: DemoSettings,
+    console: Console,
+    data: TextDataModule,
+    denoiser: BidirectionalTransformer,
+    coupling: CouplingLayer,
+    begin: float,
+) -> DemoResult:
+    """Train, bound, sample, write."""
+    vocab = data.vocab_size
     try:
         console.print("[bold]1[/] network, factorised loss")
         _train(denoiser, data, settings, console)

@@ -92,8 +92,10 @@ class MaxScan:
         """Best values of the run's children given its last parent's, (batch) -> (steps, batch)."""
         if self._native is not None:
             values = last.new_empty(self.steps, last.shape[0])
-            x = self.x.expand(-1, last.shape[0], -1).contiguous()  # the last parent alone may bring the batch
-            native.call("best_values", self.steps, last.shape[0], x.shape[-1], x, *self._native,
+            scores = self.x.expand(
+                -1, last.shape[0], -1
+            ).contiguous()  # the last parent alone may bring the batch
+            native.call("best_values", self.steps, last.shape[0], scores.shape[-1], scores, *self._native,
                         last.contiguous(), values)  # fmt: skip
             return values
         batch, found = torch.arange(last.shape[0], device=last.device), [last] * self.steps
