@@ -92,9 +92,8 @@ class MaxScan:
         """Best values of the run's children given its last parent's, (batch) -> (steps, batch)."""
         if self._native is not None:
             values = last.new_empty(self.steps, last.shape[0])
-            scores = self.x.expand(
-                -1, last.shape[0], -1
-            ).contiguous()  # the last parent alone may bring the batch
+            # The last parent alone may bring the batch.
+            scores = self.x.expand(-1, last.shape[0], -1).contiguous()
             native.call("best_values", self.steps, last.shape[0], scores.shape[-1], scores, *self._native,
                         last.contiguous(), values)  # fmt: skip
             return values

@@ -34,7 +34,6 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 STATES = 512
 """Up to so many states compiled products are the faster ones; beyond, torch's matrix products are."""
 
-
 WORK = 1 << 20
 """Entries of tables from which on threads are started."""
 

@@ -62,9 +62,8 @@ def sweep_tokens(
     # The scales of the table depend on the state: they count as the latents' evidence.
     own = linear_form(tables.evidence(model.latents) + emission.scale[:, 0, None], -1)
     latent = own.transpose(0, 1).expand(-1, batch, -1).unbind(0)
-    known = table[tokens.long().masked_fill(masked, 0)].to(
-        tables.dtype
-    )  # elsewhere it may be the mask's number
+    # At masked sites the token may be the mask's number, which has no row.
+    known = table[tokens.long().masked_fill(masked, 0)].to(tables.dtype)
     message = torch.where(masked[..., None], emission.sums, known)
     messages = list(message[:, order].unbind(1))
     places = masked[:, order].T.nonzero()

@@ -203,15 +203,11 @@ def project(
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     if tokens is not None:
-        if (
-            model is not None
-            and not tables.batch_shape
-            and path_tokens.usable(tables, model, names, log_targets)
-        ):
-            target, (hidden, value) = (
-                log_targets.reshape(-1, *log_targets.shape[-2:]),
-                (t.expand(log_targets.shape[:-1]).reshape(-1, len(names)) for t in (masked, tokens)),
-            )
+        shared = not tables.batch_shape
+        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets):
+            whole = log_targets.shape[:-1]
+            target = log_targets.reshape(-1, *log_targets.shape[-2:])
+            hidden, value = (t.expand(whole).reshape(-1, len(names)) for t in (masked, tokens))
             found = path_tokens.sweep_tokens(tables, model, target, hidden, value, sweeps, tolerance)
             if found is not None:
                 return found.reshape(log_targets.shape)

@@ -309,9 +309,8 @@ def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> T
     alone, stop = int(a.shape[1] == 1 and batch != 1), steps
     room, row = torch.empty(n, dtype=torch.float64), a.new_empty(n)
     while stop > 0:
-        tables = path.strided(
-            stop - 1, None if path.logs_only else False
-        )  # a row for each value of the parent
+        # In linear space a row for each value of the parent is wanted; logarithms are gathered as they lie.
+        tables = path.strided(stop - 1, None if path.logs_only else False)
         child, parent = (n, 1) if tables.across else (1, n)
         native.call(
             "draw",
