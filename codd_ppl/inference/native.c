@@ -103,8 +103,40 @@ static inline __attribute__((always_inline)) void NAME(group)(const REAL *x, con
         }
 }
 
+/* The same for a table that is larger than the cache: it is read once, in order, and the sums stay in the cache. */
+static inline __attribute__((always_inline)) void NAME(stream)(const REAL *x, const REAL *t, REAL *out, int64_t n,
+                                                               const int count) {
+    int64_t i = 0;
+    memset(out, 0, sizeof(REAL) * count * n);
+    for (; i + 8 <= n; i += 8) {
+        const REAL *r = t + i * n, *y = x + i;
+        int64_t j = 0;
+        for (; j + LANES <= n; j += LANES) {
+            const VEC p = AT(r + j), q = AT(r + n + j), s = AT(r + 2 * n + j), u = AT(r + 3 * n + j);
+            const VEC v = AT(r + 4 * n + j), w = AT(r + 5 * n + j), f = AT(r + 6 * n + j), g = AT(r + 7 * n + j);
+            for (int c = 0; c < count; c++) {
+                const REAL *z = y + c * n;
+                *(VEC *)(out + c * n + j) += ((z[0] * p + z[1] * q) + (z[2] * s + z[3] * u)) +
+                                             ((z[4] * v + z[5] * w) + (z[6] * f + z[7] * g));
+            }
+        }
+        for (; j < n; j++)
+            for (int c = 0; c < count; c++)
+                for (int l = 0; l < 8; l++) out[c * n + j] += y[c * n + l] * r[l * n + j];
+    }
+    for (; i < n; i++)
+        for (int c = 0; c < count; c++)
+            for (int64_t j = 0; j < n; j++) out[c * n + j] += x[c * n + i] * t[i * n + j];
+}
+
 static inline void NAME(rows)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n) {
     int64_t b = 0;
+    if (n > 256) {
+        for (; b + 4 <= vectors; b += 4) NAME(stream)(x + b * n, t, out + b * n, n, 4);
+        for (; b + 2 <= vectors; b += 2) NAME(stream)(x + b * n, t, out + b * n, n, 2);
+        for (; b < vectors; b++) NAME(stream)(x + b * n, t, out + b * n, n, 1);
+        return;
+    }
 #ifdef __AVX512F__ /* 32 registers */
     for (; b + 8 <= vectors; b += 8) NAME(group)(x + b * n, t, out + b * n, n, 8);
 #endif
@@ -122,6 +154,31 @@ static inline void NAME(column)(const REAL *x, const REAL *t, REAL *out, int64_t
         for (int64_t j = 0; j < m; j++) s += r[j] * x[j];
         out[i] = s;
     }
+}
+
+/* The same for `count` vectors x and out, n numbers apart, and m = n. */
+static inline __attribute__((always_inline)) void NAME(dots)(const REAL *x, const REAL *t, REAL *out, int64_t n,
+                                                             const int count) {
+    for (int64_t i = 0; i < n; i++) {
+        const REAL *r = t + i * n;
+        VEC s[4] = {0};
+        int64_t j = 0;
+        for (; j + LANES <= n; j += LANES)
+            for (int c = 0; c < count; c++) s[c] += AT(x + c * n + j) * AT(r + j);
+        for (int c = 0; c < count; c++) {
+            REAL sum = 0;
+            for (int l = 0; l < LANES; l++) sum += s[c][l];
+            for (int64_t l = j; l < n; l++) sum += x[c * n + l] * r[l];
+            out[c * n + i] = sum;
+        }
+    }
+}
+
+static inline void NAME(columns)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n) {
+    int64_t b = 0;
+    for (; b + 4 <= vectors; b += 4) NAME(dots)(x + b * n, t, out + b * n, n, 4);
+    for (; b + 2 <= vectors; b += 2) NAME(dots)(x + b * n, t, out + b * n, n, 2);
+    for (; b < vectors; b++) NAME(dots)(x + b * n, t, out + b * n, n, 1);
 }
 
 static inline REAL NAME(largest)(const REAL *x, int64_t n) {
@@ -184,13 +241,16 @@ void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t 
                 int64_t step, int64_t each, REAL *a, REAL *o, REAL *scales, REAL *tops, const REAL *inner,
                 const REAL *weight, REAL *edges, const int64_t *place, int64_t edges_each, REAL *room) {
     const int64_t width = batch * n;
-    if (across && !step && !each && !tops && !edges) { /* one table for all */
+    if (!step && !each && !tops && !edges) { /* one table for all */
         for (int64_t j = from; j < to; j++) {
             const int64_t k = down ? steps - 1 - j : j;
             REAL *x = a + k * width;
             for (int64_t b = low; b < high; b++)
                 NAME(step)(j, k, down, b, batch, n, stride, rows, x + b * n, o, scales);
-            NAME(rows)(x + low * n, t, o + k * width + low * n, high - low, n);
+            if (across)
+                NAME(rows)(x + low * n, t, o + k * width + low * n, high - low, n);
+            else
+                NAME(columns)(x + low * n, t, o + k * width + low * n, high - low, n);
         }
         return;
     }
@@ -226,7 +286,9 @@ void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t 
 }
 
 /* Values along a path from its last parent's: p(c) ~ a_k[c] t[v][c]. The entry of child value c and parent value v is
- * c * child + v * parent numbers into a table; logs: they are logarithms. uniform is in [0, 1). */
+ * c * child + v * parent numbers into a table; logs: they are logarithms. uniform is in [0, 1).
+ *
+ * room: n + (n + 15) / 16 numbers; row: n. */
 void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t batch, int64_t alone, int64_t n,
                 const REAL *a, const REAL *t, int64_t step, int64_t each, int64_t child, int64_t parent, int64_t logs,
                 const double *uniform, const int64_t *last, double *room, REAL *row, int64_t *values) {
@@ -234,6 +296,7 @@ void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t 
         for (int64_t d = 0; d < draws; d++)
             for (int64_t b = 0; b < batch; b++) {
                 const int64_t at = d * batch + b;
+                double *parts = room + n;
                 const int64_t v = k == steps - 1 ? last[at] : values[(k + 1) * draws * batch + at];
                 const REAL *x = a + (k * (alone ? 1 : batch) + (alone ? 0 : b)) * n;
                 const REAL *r = t + (k - from) * step + b * each + v * parent;
@@ -243,11 +306,30 @@ void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t 
                     r = row;
                 }
                 double total = 0;
-                for (int64_t i = 0; i < n; i++) room[i] = total += (double)(x[i] * r[i]);
+                for (int64_t i = 0; i < n; i++) room[i] = x[i] * r[i];
+                for (int64_t s = 0; s < n; s += 16) {
+                    const int64_t stop = s + 16 < n ? s + 16 : n;
+                    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t i = s; i < stop; i++) sum += room[i];
+                    total += parts[s / 16] = sum;
+                }
+                /* The part in which the sum passes the target, and the value in it; never one of weight 0. */
                 const double target = uniform[k * draws * batch + at] * total;
-                int64_t i = 0;
-                while (i < n - 1 && room[i] <= target) i++;
-                values[k * draws * batch + at] = i;
+                int64_t part = 0, value = 0;
+                double before = 0;
+                for (int64_t s = 0; s * 16 < n; s++) {
+                    if (parts[s] == 0) continue;
+                    part = s;
+                    if (before + parts[s] > target) break;
+                    before += parts[s];
+                }
+                for (int64_t i = part * 16; i < part * 16 + 16 && i < n; i++) {
+                    if (room[i] == 0) continue;
+                    value = i, before += room[i];
+                    if (before > target) break;
+                }
+                values[k * draws * batch + at] = value;
             }
 }
 

@@ -34,6 +34,12 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 STATES = 512
 """Up to so many states compiled products are the faster ones; beyond, torch's matrix products are."""
 
+SHARED_STATES = 2048
+"""The same for one table that all steps and batch elements share, if the batch gives every thread some work."""
+
+LAID_OUT = 512
+"""A shared table of more states is used as it lies: turning it over takes longer than it saves."""
+
 WORK = 1 << 20
 """Entries of tables from which on threads are started."""
 

@@ -75,9 +75,12 @@ class PathTables:
         self.native, self.logs_only = inplace and native.usable(states, *self.logs), False
         if self.shared:
             log, self.kept = self.logs[0], True
+            if inplace and self.batch == 1 and batch >= threads and states <= native.SHARED_STATES:
+                self.native = native.possible(log)
             top = log.detach().amax(-2, keepdim=True)
             self.gauge = top.nan_to_num(torch.nan, 0.0, 0.0)
-            self.linear = [(log - self.gauge).exp()]
+            difference = log - self.gauge
+            self.linear = [difference.exp_() if inplace else difference.exp()]
             table = self.linear[0][0] if self.batch == 1 else self.linear[0]
             self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
             return

@@ -287,8 +287,11 @@ def run_native(
         tops = rows.new_empty(batch, steps)
     slices, done = native.slices(batch, steps * n * n), 0
     rooms = [rows.new_empty(n + n * n) for _ in slices]
-    # Products with a small shared table are faster across its rows; edges' marginals are laid out as given.
-    across = not down if path.shared else None if into is None else not path.flipped
+    # Products with a small shared table are faster across its rows, more so than laying out a large one anew takes;
+    # edges' marginals are laid out as given.
+    across = None if into is None else not path.flipped
+    if path.shared:
+        across = None if n > native.LAID_OUT else not down
     while done < steps:
         tables = path.strided(steps - 1 - done if down else done, across)
         until = steps - tables.first if down else tables.stop
@@ -307,7 +310,7 @@ def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> T
     steps, draws, batch, n = a.shape[0], *last.shape, a.shape[-1]
     values, last = last.new_empty(steps, draws, batch), last.contiguous()
     alone, stop = int(a.shape[1] == 1 and batch != 1), steps
-    room, row = torch.empty(n, dtype=torch.float64), a.new_empty(n)
+    room, row = torch.empty(n + -(-n // 16), dtype=torch.float64), a.new_empty(n)
     while stop > 0:
         # In linear space a row for each value of the parent is wanted; logarithms are gathered as they lie.
         tables = path.strided(stop - 1, None if path.logs_only else False)

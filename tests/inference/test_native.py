@@ -131,6 +131,29 @@ def test_the_same_as_torch(kind, dtype, threads, used, monkeypatch):
 
 
 @needs_library
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("states", [300, native.LAID_OUT + 11])
+def test_large_shared_tables_the_same_as_torch(states, dtype, threads, used, monkeypatch):
+    """Tables read row by row, and those used as they lie; states no multiple of a register, batches none of four."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for batch in (1, 2, 7):
+            plan, tables = chain("shared", states, batch, dtype)
+            used.clear()
+            found = results(plan, tables)
+            # With more threads than batch elements torch's products, which use all of them, are the faster ones.
+            assert ("scan" in used) == (batch >= threads or states <= native.STATES)
+            with monkeypatch.context() as without:
+                without.setattr(native, "library", lambda: None)
+                expected = results(plan, tables)
+            assert_same(found, expected, dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("states", [1, 3, 16, 17, 40])
 def test_the_projection_is_the_same(states, dtype, used, monkeypatch):
