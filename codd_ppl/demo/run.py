@@ -146,7 +146,9 @@ def _compare(
         where = save_model(folder / "model", denoiser, coupling, data.tokenizer, {"interrupted": True})
         console.print(f"interrupted; what was trained so far is in {where}")
         raise KeyboardInterrupt from stopped
-    save_model(folder / "model", denoiser, coupling, data.tokenizer, {"text": str(text or "tinyshakespeare")})
+    made_from = {"text": str(text or "tinyshakespeare")}
+    where = save_model(folder / "model", denoiser, coupling, data.tokenizer, made_from)
+    console.print(f"model in {where}")
     console.print("[bold]3[/] bounds on held-out text, and wall clock")
     models = {"factorised": (denoiser, None), "coupled": (denoiser, coupling)}
     steps = sorted({T for T in (1, 2, 4, 8, 16, 32) if settings.sites > T} | {settings.sites})
@@ -179,9 +181,7 @@ def _compare(
     small = topologies.hidden_markov(6, vocab, settings.states)
     report = write_report(folder, table, samples, small, drawn["coupled"])
     total = time.perf_counter() - begin
-    console.print(
-        f"\nmodel   {folder / 'model'}\nplots   {folder}/*.png\nreport  {report}\n{total:.0f} seconds"
-    )
+    console.print(f"\nmodel   {where}\nplots   {folder}/*.png\nreport  {report}\n{total:.0f} seconds")
     return DemoResult(table, samples, folder, total)
 
 

@@ -71,7 +71,7 @@ def cross_entropy(
 
 
 def _by_chain_rule(plan: ContractionPlan, p: LogPotentials, q: LogPotentials, own: bool) -> Tensor:
-    ours, theirs = Tables(plan, p), Tables(plan, q)
+    ours, theirs = _both(plan, p, q)
     shape = _broadcast(ours, theirs)
     up_p, total = upward(ours)
     require_feasible(ours, total)
@@ -92,7 +92,7 @@ def _by_chain_rule(plan: ContractionPlan, p: LogPotentials, q: LogPotentials, ow
         return result
 
     value = outside(up_p, lambda down_p: outside(up_q, lambda down_q: query(down_p, down_q)))
-    return value.to(torch.promote_types(ours.dtype, theirs.dtype))
+    return value.to(ours.dtype)
 
 
 def _conditional(joint: Tensor) -> Tensor:
@@ -121,6 +121,17 @@ def _shaped(tables: Tables, value: Tensor) -> Tensor:
     return value.expand(tables.batch, -1).reshape(*tables.batch_shape, value.shape[1])
 
 
+def _both(plan: ContractionPlan, p: LogPotentials, q: LogPotentials) -> tuple[Tables, Tables]:
+    """Their tables, in the more precise dtype of the two, and where one has none, on the device of the other."""
+    ours, theirs = Tables(plan, p), Tables(plan, q)
+    ours.dtype = theirs.dtype = torch.promote_types(ours.dtype, theirs.dtype)
+    if not theirs.raw:
+        theirs.device = ours.device
+    elif not ours.raw:
+        ours.device = theirs.device
+    return ours, theirs
+
+
 def _broadcast(ours: Tables, theirs: Tables) -> torch.Size:
     try:
         return torch.broadcast_shapes(ours.batch_shape, theirs.batch_shape)
@@ -132,7 +143,7 @@ def _broadcast(ours: Tables, theirs: Tables) -> torch.Size:
 
 def _cross_by_expectation(plan: ContractionPlan, p: LogPotentials, q: LogPotentials) -> Tensor:
     """log Z_q - E_p[sum_f log psi_f^q], with the largest entry of every table of q taken out of both."""
-    ours, theirs = Tables(plan, p), Tables(plan, q)
+    ours, theirs = _both(plan, p, q)
     shape = _broadcast(ours, theirs)
     centred: dict[Key, Tensor] = {}
     for key, value in theirs.raw.items():

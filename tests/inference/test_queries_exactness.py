@@ -143,6 +143,26 @@ def test_divergences(seed):
     close(cross_entropy(plan, p, p), entropy(plan, p))
 
 
+@pytest.mark.parametrize("make", [topologies.independent, lambda n, c: topologies.skip_chain(n, c, [2])])
+def test_divergences_from_nothing_said_are_in_the_other_ones_precision(make):
+    """q = {}: independent variables, for which q is uniform; in float32 it would be off by 1e-8."""
+    graph = make(4, 7)
+    plan = compile(graph)
+    scores = torch.randn(4, 7, dtype=torch.float64)
+    flat = {name: torch.zeros(7, 7) for name, factor in graph.factors.items() if factor.order == 2}
+    given = {graph.tokens: scores} | {name: table.double() for name, table in flat.items()}
+    uniform = {name: table.double() for name, table in flat.items()}
+    log_p = scores.log_softmax(-1)
+    expected = (log_p.exp() * (log_p + math.log(7))).sum()
+    for found in (kl(plan, given, uniform), kl(plan, given, flat)):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    expected = (-math.log(7) - log_p).mean(-1).sum()
+    found = kl(plan, uniform, given)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_expectation(seed):
     graph, plan, tables, rng = case(seed)
