@@ -49,13 +49,13 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 def curves(
     axis: str, quick: bool = False, budget: float = 6.0, clock: Clock = time.perf_counter
 ) -> list[Curve]:
-    """Measure an axis: chains with a shared table, 32 states (sites), 32 sites (states), or tokens (vocab)."""
+    """Measure an axis: 8 chains of 32 states with a shared table (sites), 4 of 32 sites (states), or tokens (vocab)."""
     sizes: tuple[int, ...]
     queries: tuple[str, ...]
     if axis == "sites":
         sizes = (64, 128, 256) if quick else (256, 1024, 4096, 16_384)
         queries = ("log_partition", "gradient", "marginals", "mode", "sample")
-        cases = [Case("shared", 1, size, 32) for size in sizes]
+        cases = [Case("shared", 8, size, 32) for size in sizes]
     elif axis == "states":
         sizes = (8, 16, 32) if quick else (32, 64, 128, 256, 512, 1024)
         queries = ("log_partition", "marginals")
