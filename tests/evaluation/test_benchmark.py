@@ -1,5 +1,6 @@
 """The benchmark of the inference engine, on tiny sizes: right answers, whole files, clear errors; no time is judged."""
 
+import gc
 import importlib.util
 import json
 from itertools import product
@@ -147,6 +148,23 @@ def test_rounds_take_turns():
     found = measure(two, budget=10.0)
     assert calls == list("ab") * (len(calls) // 2)
     assert len(found["a"].seconds) == len(calls) // 2 - 1  # the first call is not counted
+
+
+def test_garbage_waits_while_the_clock_runs():
+    """A full collection looks through all candidates' objects, 0.2 s and more, and would be counted as one call's."""
+    seen = []
+    measure([Candidate("a", "peer", lambda: seen.append(gc.isenabled()))], budget=10.0)
+    assert not any(seen[1:]) and gc.isenabled()
+
+    def fail():
+        if len(seen) % 2 == 0:
+            raise ValueError("later")
+        seen.append(True)
+
+    seen[:] = [True]
+    with pytest.raises(ValueError, match="later"):
+        measure([Candidate(OURS, "ours", fail)], budget=10.0)
+    assert gc.isenabled()
 
 
 def test_a_peer_may_fail_and_we_may_not():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -72,7 +74,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time the candidates in rounds: one call each before, not counted, then one call each in turn.
 
-    A candidate sits out once its calls took its share of the budget, but not before the third call (the first, if a
+    Python's collection of garbage waits meanwhile, as in timeit: what it looks through belongs to all candidates. A
+    candidate sits out once its calls took its share of the budget, but not before the third call (the first, if a
     call takes more than the share).
 
     Args:
@@ -100,15 +103,27 @@ def measure(
         del answer
         active.append(c)
     share = budget / max(1, len(active))
-    for _ in range(ROUNDS):
-        for c in tuple(active):
-            assert c.call is not None
-            start = clock()
-            answer = c.call()
-            taken = clock() - start
-            del answer
-            seconds = found[c.name].seconds
-            seconds.append(taken)
-            if sum(seconds) > share and (len(seconds) >= 3 or taken > share):
-                active.remove(c)
+    with _no_collection():
+        for _ in range(ROUNDS):
+            for c in tuple(active):
+                assert c.call is not None
+                start = clock()
+                answer = c.call()
+                taken = clock() - start
+                del answer
+                seconds = found[c.name].seconds
+                seconds.append(taken)
+                if sum(seconds) > share and (len(seconds) >= 3 or taken > share):
+                    active.remove(c)
     return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
