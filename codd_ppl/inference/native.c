@@ -1,4 +1,5 @@
-/* The loops along a path, for few states, where calling an operation costs more than doing it.
+/* The loops along a path: for few states, where calling an operation costs more than doing it, and for a table that
+ * all share, which a general matrix product reads more slowly for a handful of vectors.
  *
  * Compiled on first use by native.py, once with REAL = float and WIDE = 0 and once with double and 1; every function
  * has its twin in scan.py, max_scan.py or path_projection.py, its reference. Arrays are row-major, (steps, batch, n).
@@ -131,7 +132,7 @@ static inline __attribute__((always_inline)) void NAME(stream)(const REAL *x, co
 
 static inline void NAME(rows)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n) {
     int64_t b = 0;
-    if (n > 256) {
+    if (n > 256) { /* the table outgrows the cache; where the two are about as fast, measured */
         for (; b + 4 <= vectors; b += 4) NAME(stream)(x + b * n, t, out + b * n, n, 4);
         for (; b + 2 <= vectors; b += 2) NAME(stream)(x + b * n, t, out + b * n, n, 2);
         for (; b < vectors; b++) NAME(stream)(x + b * n, t, out + b * n, n, 1);
@@ -292,11 +293,11 @@ void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t 
 void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t batch, int64_t alone, int64_t n,
                 const REAL *a, const REAL *t, int64_t step, int64_t each, int64_t child, int64_t parent, int64_t logs,
                 const double *uniform, const int64_t *last, double *room, REAL *row, int64_t *values) {
+    double *parts = room + n; /* sums of 16 weights each */
     for (int64_t k = to - 1; k >= from; k--)
         for (int64_t d = 0; d < draws; d++)
             for (int64_t b = 0; b < batch; b++) {
                 const int64_t at = d * batch + b;
-                double *parts = room + n;
                 const int64_t v = k == steps - 1 ? last[at] : values[(k + 1) * draws * batch + at];
                 const REAL *x = a + (k * (alone ? 1 : batch) + (alone ? 0 : b)) * n;
                 const REAL *r = t + (k - from) * step + b * each + v * parent;

@@ -1,4 +1,4 @@
-"""Loops along a path compiled by the system's C compiler, for few states, where torch's cost per operation rules.
+"""Loops along a path compiled by the system's C compiler, where torch's cost per operation or its products are slow.
 
 ``native.c`` is compiled on first use (a second or two) and kept in the user's cache folder, under a name that holds
 the source, the compiler and the processor; each process compiles it anew where that folder can't be written to.

@@ -287,8 +287,8 @@ def run_native(
         tops = rows.new_empty(batch, steps)
     slices, done = native.slices(batch, steps * n * n), 0
     rooms = [rows.new_empty(n + n * n) for _ in slices]
-    # Products with a small shared table are faster across its rows, more so than laying out a large one anew takes;
-    # edges' marginals are laid out as given.
+    # Edges' marginals are laid out as given. A shared table is faster across its rows, but a large one is not worth
+    # turning over for that.
     across = None if into is None else not path.flipped
     if path.shared:
         across = None if n > native.LAID_OUT else not down
