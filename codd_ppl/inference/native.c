@@ -61,6 +61,12 @@ static inline VEC NAME(exponential)(VEC x) {
     return (VEC)((BITS)(p * (VEC)power) & ~zero);
 }
 
+/* The same for fewer numbers. */
+typedef REAL NAME(half) __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias));
+typedef REAL NAME(quarter) __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
+#define HALF NAME(half)
+#define QUARTER NAME(quarter)
+
 /* out[j] = sum_i x[i] t[i * m + j], the sums of four vectors' width in registers */
 static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
     int64_t j = 0;
@@ -73,11 +79,16 @@ static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n,
         *(VEC *)(out + j) = a, *(VEC *)(out + j + LANES) = b;
         *(VEC *)(out + j + 2 * LANES) = c, *(VEC *)(out + j + 3 * LANES) = d;
     }
-    for (; j + LANES <= m; j += LANES) {
-        VEC a = {0};
-        for (int64_t i = 0; i < n; i++) a += x[i] * AT(t + i * m + j);
-        *(VEC *)(out + j) = a;
+#define SUMS(V, lanes)                                                                \
+    for (; j + (lanes) <= m; j += (lanes)) {                                          \
+        V a = {0};                                                                    \
+        for (int64_t i = 0; i < n; i++) a += x[i] * *(const V *)(t + i * m + j);      \
+        *(V *)(out + j) = a;                                                          \
     }
+    SUMS(VEC, LANES)
+    SUMS(HALF, LANES / 2)
+    SUMS(QUARTER, LANES / 4)
+#undef SUMS
     if (j == m) return;
     memset(out + j, 0, sizeof(REAL) * (m - j));
     for (int64_t i = 0; i < n; i++)
@@ -88,14 +99,19 @@ static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n,
 static inline __attribute__((always_inline)) void NAME(group)(const REAL *x, const REAL *t, REAL *out, int64_t n,
                                                               const int count) {
     int64_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        VEC s[8] = {0};
-        for (int64_t i = 0; i < n; i++) {
-            const VEC r = AT(t + i * n + j);
-            for (int c = 0; c < count; c++) s[c] += x[c * n + i] * r;
-        }
-        for (int c = 0; c < count; c++) *(VEC *)(out + c * n + j) = s[c];
+#define SUMS(V, lanes)                                                                \
+    for (; j + (lanes) <= n; j += (lanes)) {                                          \
+        V s[8] = {0};                                                                 \
+        for (int64_t i = 0; i < n; i++) {                                             \
+            const V r = *(const V *)(t + i * n + j);                                  \
+            for (int c = 0; c < count; c++) s[c] += x[c * n + i] * r;                 \
+        }                                                                             \
+        for (int c = 0; c < count; c++) *(V *)(out + c * n + j) = s[c];               \
     }
+    SUMS(VEC, LANES)
+    SUMS(HALF, LANES / 2)
+    SUMS(QUARTER, LANES / 4)
+#undef SUMS
     for (; j < n; j++)
         for (int c = 0; c < count; c++) {
             REAL s = 0;
@@ -194,96 +210,199 @@ static inline void NAME(divide)(REAL *x, REAL by, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] /= by;
 }
 
+/* 0 for -inf. */
+static inline REAL NAME(finite)(REAL top) { return top - top != 0 && top < 0 ? 0 : top; }
+
+static inline void NAME(exponentiate)(REAL *x, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) *(VEC *)(x + i) = NAME(exponential)(AT(x + i));
+    if (i == n) return;
+    VEC rest = {0};
+    memcpy(&rest, x + i, sizeof(REAL) * (n - i));
+    rest = NAME(exponential)(rest);
+    memcpy(x + i, &rest, sizeof(REAL) * (n - i));
+}
+
 /* out = exp(x - top), where top, which is returned, is the largest of x, or 0 if all are -inf. */
 static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
-    REAL top = NAME(largest)(x, n);
-    if (top - top != 0 && top < 0) top = 0;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) *(VEC *)(out + i) = NAME(exponential)(AT(x + i) - top);
-    if (i < n) {
-        VEC rest = {0};
-        memcpy(&rest, x + i, sizeof(REAL) * (n - i));
-        rest = NAME(exponential)(rest - top);
-        memcpy(out + i, &rest, sizeof(REAL) * (n - i));
-    }
+    const REAL top = NAME(finite)(NAME(largest)(x, n));
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] - top;
+    NAME(exponentiate)(out, n);
     return top;
 }
 
-/* Round j of the loop below, at step k: the vector that goes into the product. */
-static inline void NAME(step)(int64_t j, int64_t k, int64_t down, int64_t b, int64_t batch, int64_t n, int64_t stride,
-                              const REAL *rows, REAL *x, const REAL *o, REAL *scales) {
+/* The largest entries of the columns of t, (n, n), or 0 where all are -inf, and exp(t - gauge). */
+void NAME(share)(int64_t n, const REAL *t, REAL *gauge, REAL *out) {
+    memcpy(gauge, t, sizeof(REAL) * n);
+    for (int64_t i = 1; i < n; i++)
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) gauge[j] = t[i * n + j] > gauge[j] ? t[i * n + j] : gauge[j];
+    for (int64_t j = 0; j < n; j++) gauge[j] = NAME(finite)(gauge[j]);
+    for (int64_t i = 0; i < n; i++)
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) out[i * n + j] = t[i * n + j] - gauge[j];
+    NAME(exponentiate)(out, n * n);
+}
+
+/* Where a path's vectors come from and go to, and what the loop below does with them. */
+typedef struct {
+    int64_t steps, batch, n, stride, down, lift, turn; /* strides of base between steps and batch elements */
+    int64_t gauged;                                    /* stride of gauge between batch elements */
+    const REAL *base, *gauge;
+    REAL *rows, *a, *o, *offset;
+    const REAL *inner, *last;
+    REAL *marginals, *weighted;
+} NAME(Path);
+#define PATH NAME(Path)
+
+/* exp of what enters at step k: rows_k, or on the way down the first vector. */
+static inline void NAME(enter)(const PATH *path, int64_t k, int64_t low, int64_t high) {
+    const int64_t n = path->n, at = k * path->batch * n;
+    const REAL *gauge = path->down || k ? path->gauge : NULL;
+    REAL *out = (path->down ? path->a : path->rows) + at;
+    for (int64_t b = low; b < high; b++) {
+        const REAL *x = path->base + b * path->turn + (path->down ? 0 : k * path->lift);
+        REAL *r = out + b * n, top = x[0];
+        if (gauge) {
+            const REAL *g = gauge + b * path->gauged;
+            top = x[0] + g[0];
+#pragma omp simd reduction(max : top)
+            for (int64_t i = 0; i < n; i++) r[i] = x[i] + g[i], top = r[i] > top ? r[i] : top;
+            x = r;
+        } else
+            top = NAME(largest)(x, n);
+        top = NAME(finite)(top);
+        if (path->offset) path->offset[b * path->steps + k] = top;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) r[i] = x[i] - top;
+    }
+    NAME(exponentiate)(out + low * n, (high - low) * n);
+    if (!k && !path->down) memcpy(path->a + low * n, out + low * n, sizeof(REAL) * (high - low) * n);
+}
+
+/* Round j of the loop below, at step k: the vector that goes into the product, and the scale taken out of it. */
+static inline REAL NAME(step)(const PATH *path, int64_t j, int64_t k, int64_t b) {
+    const int64_t n = path->n, at = (k * path->batch + b) * n, width = path->batch * n;
+    REAL *x = path->a + at;
     if (j) {
-        const REAL *r = rows + ((down ? k + 1 : k) * batch + b) * n;
-        const REAL *p = o + ((down ? k + 1 : k - 1) * batch + b) * n;
+        const REAL *r = path->rows + (path->down ? at + width : at);
+        const REAL *p = path->o + (path->down ? at + width : at - width);
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) x[i] = r[i] * p[i];
     }
-    if (j % stride == 0) {
-        const REAL s = NAME(largest)(x, n);
-        scales[(j / stride) * batch + b] = s;
-        NAME(divide)(x, s, n);
-    }
+    if (j % path->stride) return 1;
+    const REAL scale = NAME(largest)(x, n);
+    NAME(divide)(x, scale, n);
+    if (path->offset) path->offset[b * path->steps + k] += (REAL)__builtin_log((double)scale);
+    return scale;
 }
 
-/* Along a path, for the batch elements low .. high: vectors a (or e) and products o (or d). a_0 is given; then
- * a_k = rows_k o_{k-1} for the way up, and for the way down e_k = rows_{k + 1} d_{k + 1}. The loop's rounds from .. to,
- * of steps in all; the table of step k is at t + (k - first) * step + b * each, and the product runs across its rows
- * (out[j] over i) or down its columns.
+/* The smallest of n numbers and `least`. */
+static inline double NAME(smallest)(const REAL *x, int64_t n, double scale, double least) {
+    REAL low = x[0];
+#pragma omp simd reduction(min : low)
+    for (int64_t i = 0; i < n; i++) low = x[i] < low ? x[i] : low;
+    if (!(scale > 0)) return -1; /* nothing is possible */
+    return low * scale < least ? low * scale : least;
+}
+
+/* x times y over its sum; the sum. */
+static inline REAL NAME(normalized)(const REAL *x, const REAL *y, REAL *out, int64_t n) {
+    REAL total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) total += out[i] = x[i] * y[i];
+    NAME(divide)(out, total, n);
+    return total;
+}
+
+/* What the variables of step k believe, from the vectors of both directions; the smaller of the sums and `least`. */
+static inline double NAME(believe)(const PATH *path, int64_t k, int64_t b, double least) {
+    const int64_t n = path->n, at = (k * path->batch + b) * n;
+    REAL *own = path->marginals + (b * (path->steps + 1) + k) * n, *weighted = path->weighted + (b * path->steps + k) * n;
+    const REAL *inner = path->inner + at, total = NAME(normalized)(inner, path->o + at, own, n);
+    for (int64_t i = 0; i < n; i++) weighted[i] = inner[i] / total;
+    if (k == path->steps - 1) NAME(normalized)(path->a + at, path->last + b * n, own + n, n);
+    return total < least ? total : least;
+}
+
+/* Along a path, for the batch elements low .. high, the rounds from .. to of steps in all.
  *
- * tops, if not NULL: the tables are given as logarithms; their largest entries are put there, (batch, steps).
+ * Up: rows_k = exp(base_k + gauge), scaled (the gauge not for k = 0), a_k = rows_k o_{k-1}, scaled every stride-th
+ * step, o_k = a_k P_k; the logarithms of the scales in offset, (batch, steps). Down: the first vector, of the last
+ * step, is exp(base + gauge), the others e_k = rows_{k + 1} d_{k + 1}, d_k = P_k e_k, with e in a and d in o; and
+ * what variables believe, from inner, the upward vectors, and last, the message of the last step:
+ * marginals (batch, steps + 1, n), and weighted, inner over its sum with d, (batch, steps, n).
+ *
+ * The table of step k is at t + (k - first) * step + b * each, and the product runs across its rows (out[j] over i)
+ * or down its columns. tops, if not NULL: the tables are given as logarithms; their largest entries are put there,
+ * (batch, steps), and belong to the offset.
  *
  * edges, on the way down, if not NULL: room for the marginal of each edge, t[i][j] u[i] v[j] with u, v = e_k and
- * inner_k / sum(inner_k d_k) * weight[b], the one of the two first that the rows of t belong to; that of step k is at
+ * weighted_k * weight[b], the one of the two first that the rows of t belong to; that of step k is at
  * edges + place[k] * n * n + b * edges_each.
  *
- * room: n + n * n numbers. */
-void NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t to, int64_t batch, int64_t n,
-                int64_t stride, int64_t down, int64_t across, const REAL *rows, const REAL *t, int64_t first,
-                int64_t step, int64_t each, REAL *a, REAL *o, REAL *scales, REAL *tops, const REAL *inner,
-                const REAL *weight, REAL *edges, const int64_t *place, int64_t edges_each, REAL *room) {
-    const int64_t width = batch * n;
+ * Returns the smallest of the products over n for each step between scales, and of the sums of inner and d, relative to
+ * factors of at most 1; -1 where a vector vanished. room: batch + n + n * n numbers. */
+double NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_t to, int64_t batch, int64_t n,
+                  int64_t stride, int64_t down, int64_t across, const REAL *base, int64_t lift, int64_t turn,
+                  const REAL *gauge, int64_t gauged, REAL *rows, const REAL *t, int64_t first, int64_t step,
+                  int64_t each, REAL *a, REAL *o, REAL *offset, REAL *tops, const REAL *inner, const REAL *last,
+                  REAL *marginals, REAL *weighted, const REAL *weight, REAL *edges, const int64_t *place,
+                  int64_t edges_each, REAL *room) {
+    const PATH path = {steps,  batch, n,    stride, down,   lift,  turn, gauged,    base,
+                       gauge,  rows,  a,    o,      offset, inner, last, marginals, weighted};
+    double least = 1, sums = 1;
     if (!step && !each && !tops && !edges) { /* one table for all */
         for (int64_t j = from; j < to; j++) {
-            const int64_t k = down ? steps - 1 - j : j;
-            REAL *x = a + k * width;
-            for (int64_t b = low; b < high; b++)
-                NAME(step)(j, k, down, b, batch, n, stride, rows, x + b * n, o, scales);
+            const int64_t k = down ? steps - 1 - j : j, at = k * batch * n;
+            if (!down || !j) NAME(enter)(&path, k, low, high);
+            for (int64_t b = low; b < high; b++) room[b] = NAME(step)(&path, j, k, b);
             if (across)
-                NAME(rows)(x + low * n, t, o + k * width + low * n, high - low, n);
+                NAME(rows)(a + at + low * n, t, o + at + low * n, high - low, n);
             else
-                NAME(columns)(x + low * n, t, o + k * width + low * n, high - low, n);
-        }
-        return;
-    }
-    for (int64_t b = low; b < high; b++)
-        for (int64_t j = from; j < to; j++) {
-            const int64_t k = down ? steps - 1 - j : j;
-            REAL *x = a + k * width + b * n, *out = o + k * width + b * n;
-            NAME(step)(j, k, down, b, batch, n, stride, rows, x, o, scales);
-            const REAL *table = t + (k - first) * step + b * each;
-            if (tops) {
-                tops[b * steps + k] = NAME(exponentials)(table, room + n, n * n);
-                table = room + n;
+                NAME(columns)(a + at + low * n, t, o + at + low * n, high - low, n);
+            for (int64_t b = low; b < high; b++) {
+                least = NAME(smallest)(o + at + b * n, n, room[b], least);
+                if (least < 0) return least;
+                if (down) sums = NAME(believe)(&path, k, b, sums);
             }
-            if (across)
-                NAME(row)(x, table, out, n, n);
-            else
-                NAME(column)(x, table, out, n, n);
-            if (!edges) continue;
-            const REAL *y = inner + k * width + b * n;
-            REAL total = 0;
-            for (int64_t i = 0; i < n; i++) total += y[i] * out[i];
-            const REAL scale = (weight ? weight[b] : 1) / total;
-            for (int64_t i = 0; i < n; i++) room[i] = y[i] * scale;
-            /* down a column of the table is across its rows for the child's vector, and the other way round */
-            const REAL *u = across ? x : room, *v = across ? room : x;
-            REAL *edge = edges + place[k] * n * n + b * edges_each;
-            for (int64_t i = 0; i < n; i++) {
-                const REAL w = u[i];
+        }
+    } else {
+        for (int64_t j = from; j < to; j++)
+            if (!down || !j) NAME(enter)(&path, down ? steps - 1 : j, low, high);
+        for (int64_t b = low; b < high; b++)
+            for (int64_t j = from; j < to; j++) {
+                const int64_t k = down ? steps - 1 - j : j;
+                REAL *x = a + (k * batch + b) * n, *out = o + (k * batch + b) * n;
+                const REAL scale = NAME(step)(&path, j, k, b), *table = t + (k - first) * step + b * each;
+                if (tops) {
+                    tops[b * steps + k] = NAME(exponentials)(table, room + n, n * n);
+                    if (offset) offset[b * steps + k] += tops[b * steps + k];
+                    table = room + n;
+                }
+                if (across)
+                    NAME(row)(x, table, out, n, n);
+                else
+                    NAME(column)(x, table, out, n, n);
+                least = NAME(smallest)(out, n, scale, least);
+                if (least < 0) return least;
+                if (down) sums = NAME(believe)(&path, k, b, sums);
+                if (!edges) continue;
+                const REAL *y = weighted + (b * steps + k) * n, w = weight ? weight[b] : 1;
+                for (int64_t i = 0; i < n; i++) room[i] = y[i] * w;
+                /* down a column of the table is across its rows for the child's vector, and the other way round */
+                const REAL *u = across ? x : room, *v = across ? room : x;
+                REAL *edge = edges + place[k] * n * n + b * edges_each;
+                for (int64_t i = 0; i < n; i++) {
+                    const REAL own = u[i];
 #pragma omp simd
-                for (int64_t l = 0; l < n; l++) edge[i * n + l] = table[i * n + l] * w * v[l];
+                    for (int64_t l = 0; l < n; l++) edge[i * n + l] = table[i * n + l] * own * v[l];
+                }
             }
-        }
+    }
+    for (int64_t i = 0; i < stride && i < steps; i++) least /= n;
+    return sums < least ? sums : least;
 }
 
 /* Values along a path from its last parent's: p(c) ~ a_k[c] t[v][c]. The entry of child value c and parent value v is
@@ -419,3 +538,6 @@ void NAME(sweep)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL 
 #undef LANES
 #undef AT
 #undef BITS
+#undef PATH
+#undef HALF
+#undef QUARTER

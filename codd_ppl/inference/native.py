@@ -57,15 +57,20 @@ def possible(*tensors: Tensor) -> bool:
     return all(tensor.numel() for tensor in tensors) and library() is not None
 
 
-def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a function of ``native.c``; the first tensor of floating type says which precision, None is NULL."""
+def call(name: str, *arguments: Tensor | int | None) -> float:
+    """Call a function of ``native.c``; the first tensor of floating type says which precision, None is NULL.
+
+    Returns:
+        What the function does, if anything.
+    """
     compiled = library()
     assert compiled is not None
     dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.dtype in SUFFIX)
     function = getattr(compiled, f"{name}_{SUFFIX[dtype]}")
     if function.argtypes is None:
         function.argtypes = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_void_p for a in arguments]
-    function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+        function.restype = ctypes.c_double
+    return function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 def slices(batch: int, work: int) -> list[tuple[int, int]]:
@@ -82,13 +87,12 @@ def slices(batch: int, work: int) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def call_each(name: str, calls: Sequence[Sequence[Tensor | int | None]]) -> None:
+def call_each(name: str, calls: Sequence[Sequence[Tensor | int | None]]) -> list[float]:
     """Several calls at once, each in a thread of its own."""
     if len(calls) == 1:
-        return call(name, *calls[0])
+        return [call(name, *calls[0])]
     with ThreadPoolExecutor(len(calls)) as pool:  # a lasting one would not survive a fork
-        for done in [pool.submit(call, name, *arguments) for arguments in calls]:
-            done.result()
+        return [done.result() for done in [pool.submit(call, name, *arguments) for arguments in calls]]
 
 
 @lru_cache(maxsize=1)

@@ -77,12 +77,17 @@ class PathTables:
             log, self.kept = self.logs[0], True
             if inplace and self.batch == 1 and batch >= threads and states <= native.SHARED_STATES:
                 self.native = native.possible(log)
-            top = log.detach().amax(-2, keepdim=True)
-            self.gauge = top.nan_to_num(torch.nan, 0.0, 0.0)
-            difference = log - self.gauge
-            self.linear = [difference.exp_() if inplace else difference.exp()]
-            table = self.linear[0][0] if self.batch == 1 else self.linear[0]
-            self._ahead, self._behind = [table] * self.steps, [table.transpose(-1, -2)] * self.steps
+            if self.native and self.batch == 1 and states <= native.LAID_OUT:
+                log = log.contiguous()
+                self.gauge, table = log.new_empty(1, 1, states), torch.empty_like(log)
+                native.call("share", states, log, self.gauge, table)
+            else:
+                self.gauge = log.detach().amax(-2, keepdim=True).nan_to_num(torch.nan, 0.0, 0.0)
+                difference = log - self.gauge
+                table = difference.exp_() if inplace else difference.exp()
+            self.linear = [table]
+            table = table[0] if self.batch == 1 else table
+            self._ahead, self._behind = [table], [table.transpose(-1, -2)]
             return
         if inplace and 0 < joint_batch(batch, self.batch) == self.batch and native.possible(*self.logs):
             self.native = self.logs_only = states <= native.STATES or self.batch >= threads
@@ -123,7 +128,7 @@ class PathTables:
 
     def _place(self, k: int) -> int:
         if self.shared:
-            return k
+            return 0
         if not 0 <= self._first <= k < self._first + self.each:
             self._load(k - k % self.each)
         return k - self._first

@@ -9,6 +9,7 @@ Arrays are laid out (steps, batch, n); with a table for each batch element, (ste
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -47,39 +48,36 @@ class UpScan:
         self.path = path = PathTables(tables, run, self.inplace, base.shape[0])
         self._given = base
         batch = joint_batch(base.shape[0], path.batch)
-        # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
-        if self.inplace:
-            rows = base.new_empty(self.steps, batch, base.shape[2])
-            rows.copy_(base.transpose(0, 1))
-            if path.gauge is not None:
-                rows[1:].add_(path.gauge[:, 0])
-            top = finite_top(rows)
-            rows.sub_(top).exp_()
+        if path.native:
+            self.rows, self.a, self.o = base.new_empty(3, self.steps, batch, base.shape[2]).unbind(0)
+            self.offset = base.new_empty(batch, self.steps)
+            out = (self.rows, self.a, self.o, self.offset)
+            least = run_native(path, base, out, None, stride, False)
+            semiring.watch_number(least, base.dtype)
+            if path.logs_only:
+                return
         else:
+            # The scale of a shared table depends on the parent's value, and so goes along with the parent's evidence.
             log = self.base.transpose(0, 1).expand(-1, batch, -1)
             top = finite_top(log)
             rows = (log - top).exp()
-        top = top[..., 0].T
-        self.rows = rows if path.batch == 1 else rows[:, :, None]
-        scales = self.scan(stride).T
-        self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top
+            self.rows = rows if path.batch == 1 else rows[:, :, None]
+            scales = self.scan(stride).T
+            self.offset = _spread(scales.log(), stride, self.steps, 0.0) + top[..., 0].T
+            if self.rows.numel():
+                smallest = self.o.detach().amin(-1).reshape(self.steps, -1).T
+                floor = (smallest * _spread(scales.detach(), stride, self.steps, 1.0)).amin()
+                semiring.watch(floor / float(base.shape[-1]) ** min(stride, self.steps))
         if path.scales is not None:
             self.offset = self.offset + path.scales
-        if self.rows.numel():
-            smallest = self.o.detach().amin(-1).reshape(self.steps, -1).T
-            floor = (smallest * _spread(scales.detach(), stride, self.steps, 1.0)).amin()
-            semiring.watch(floor / float(base.shape[-1]) ** min(stride, self.steps))
 
     def scan(self, stride: int) -> Tensor:
         """The loop: a and o; returns the scales of every stride-th step, (scales, batch)."""
         path, scaled = self.path, list[Tensor]()
+        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
         if self.inplace:
             self.a, self.o = torch.empty_like(self.rows), torch.empty_like(self.rows)
             self.a[0].copy_(self.rows[0])
-            if path.native:
-                return run_native(path, self.rows, self.a, self.o, stride, down=False)
-        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
-        if self.inplace:
             a, o = self.a.unbind(0), self.o.unbind(0)
             for k in range(self.steps):
                 if k:
@@ -158,40 +156,43 @@ class DownScan:
     def __init__(
         self, up: UpScan, outer: Tensor, semiring: LogSemiring, edges: bool, weight: Tensor | None
     ) -> None:
-        self.up, path = up, up.path
-        log = outer if path.gauge is None else outer + path.gauge[:, 0]
-        first = (log - finite_top(log)).exp()
+        self.up, path, stride = up, up.path, semiring.stride
         # The last parent alone may have evidence for each batch element.
-        batch = joint_batch(first.shape[0], up.rows.shape[1])
-        self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
-        first = first.reshape(-1, *up.rows.shape[2:]).expand(self.rows.shape[1:])
-        self.edges: Tensor | None = None
+        batch = joint_batch(outer.shape[0], up.rows.shape[1])
         self.cached: dict[bool, Tensor] = {}  # kept here by counts.py
         streamed = edges and up.inplace and not path.kept and path.batch == batch
         streamed = streamed and (weight is None or len(weight) == batch)
-        into = path.edges_buffer() if streamed else None
-        scales = self.scan(first, semiring.stride, into, weight)
+        self.edges = path.edges_buffer() if streamed else None
+        if path.native:
+            self.e, self.d = outer.new_empty(2, up.steps, batch, outer.shape[-1]).unbind(0)
+            self.marginals = outer.new_empty(batch, up.steps + 1, outer.shape[-1])
+            self.weighted = outer.new_empty(batch, up.steps, outer.shape[-1])
+            rows, inner, last = (v.expand(-1, batch, -1).contiguous() for v in (up.rows, up.a, up.o[-1:]))
+            out = (rows, self.e, self.d, inner, last, self.marginals, self.weighted)
+            least = run_native(path, outer, out, self.edges, stride, True, weight)
+            semiring.watch_number(least, outer.dtype)
+            return
+        log = outer if path.gauge is None else outer + path.gauge[:, 0]
+        first = (log - finite_top(log)).exp()
+        self.rows = up.rows.expand(-1, batch, *up.rows.shape[2:])
+        first = first.reshape(-1, *up.rows.shape[2:]).expand(self.rows.shape[1:])
+        scales = self.scan(first, stride, weight)
         if self.d.numel():
             # The places of the scales count from the root, so turned around they fit the steps' order.
-            spread = _spread(scales.detach().T, semiring.stride, up.steps, 1.0).flip(1)
+            spread = _spread(scales.detach().T, stride, up.steps, 1.0).flip(1)
             floor = (self.d.detach().amin(-1).reshape(up.steps, -1).T * spread).amin()
-            semiring.watch(floor / float(outer.shape[-1]) ** min(semiring.stride, up.steps))
-            least = self._total.detach().amin()
-            semiring.watch(least if up.inplace else least.square())  # derivatives divide by it twice
+            semiring.watch(floor / float(outer.shape[-1]) ** min(stride, up.steps))
+            total = self._total.detach().amin()
+            semiring.watch(total if up.inplace else total.square())  # derivatives divide by it twice
 
-    def scan(self, first: Tensor, stride: int, into: Tensor | None, weight: Tensor | None) -> Tensor:
-        """The loop: e, d, and with ``into`` the marginal of every edge in its place there; returns the scales."""
-        up, path, steps = self.up, self.up.path, self.up.steps
+    def scan(self, first: Tensor, stride: int, weight: Tensor | None) -> Tensor:
+        """The loop: e, d, and the marginal of every edge in its place where wanted; returns the scales."""
+        up, path, steps, into = self.up, self.up.path, self.up.steps, self.edges
         scaled = list[Tensor]()
+        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
         if up.inplace:
             self.e, self.d = up.rows.new_empty(self.rows.shape), up.rows.new_empty(self.rows.shape)
             self.e[-1].copy_(first)
-            self.edges = into
-            if path.native:
-                edges = (into, up.a, weight)
-                return run_native(path, self.rows, self.e, self.d, stride, True, edges)
-        rows, multiply = self.rows.unbind(0), torch.mm if path.batch == 1 else torch.bmm
-        if up.inplace:
             e, d = self.e.unbind(0), self.d.unbind(0)
             for k in range(steps - 1, -1, -1):
                 if k < steps - 1:
@@ -265,44 +266,54 @@ def finite_top(log: Tensor) -> Tensor:
 
 def run_native(
     path: PathTables,
-    rows: Tensor,
-    a: Tensor,
-    o: Tensor,
+    base: Tensor,
+    out: Sequence[Tensor],
+    edges: Tensor | None,
     stride: int,
     down: bool,
-    edges: tuple[Tensor | None, Tensor, Tensor | None] | None = None,
-) -> Tensor:
-    """The compiled loop: fills a and o, whose first vector is in place, and returns the scales, (scales, batch).
+    weight: Tensor | None = None,
+) -> float:
+    """The compiled loop; returns what the safety check looks at.
 
     Args:
-        edges: on the way down, room for the marginal of every edge, the upward vectors, and weights of the batch.
+        path: the tables.
+        base: log-evidence, (batch or 1, steps, n), or on the way down of the last parent, (batch or 1, n).
+        out: up: rows, a, o, offset. Down: rows, e, d, a, the last of o, marginals, weighted.
+        edges: room for the marginal of every edge.
+        stride: between scales.
+        weight: of each batch element in them.
     """
-    steps, batch, n = rows.shape[0], rows.shape[1], rows.shape[-1]
-    rows, scales = rows.contiguous(), rows.new_empty(-(-steps // stride), batch)
-    into, inner, weight = edges or (None, None, None)
+    rows, a, o, *rest = out
+    steps, batch, n = rows.shape
+    offset, inner, last, marginals, weighted = (None, *rest) if down else (*rest, None, None, None, None)
+    base = base if base.stride(-1) == 1 else base.contiguous()
     weight = None if weight is None else weight.contiguous()
-    places = None if into is None else torch.tensor(path.places)
+    places = None if edges is None else torch.tensor(path.places)
     tops = path.scales if path.logs_only else None
     if tops is not None and path.batch != batch:  # evidence of the last parent alone brings the batch
         tops = rows.new_empty(batch, steps)
-    slices, done = native.slices(batch, steps * n * n), 0
-    rooms = [rows.new_empty(n + n * n) for _ in slices]
+    slices, done, least = native.slices(batch, steps * n * n), 0, 1.0
+    rooms = [rows.new_empty(batch + n + n * n) for _ in slices]
     # Edges' marginals are laid out as given. A shared table is faster across its rows, but a large one is not worth
     # turning over for that.
-    across = None if into is None else not path.flipped
+    across = None if edges is None else not path.flipped
     if path.shared:
         across = None if n > native.LAID_OUT else not down
+    lift, turn = 0 if down else base.stride(1), 0 if base.shape[0] == 1 else base.stride(0)
+    gauged = 0 if path.batch == 1 else n
     while done < steps:
         tables = path.strided(steps - 1 - done if down else done, across)
         until = steps - tables.first if down else tables.stop
         given = (
-            *(steps, done, until, batch, n, stride, int(down), int(tables.across != down), rows),
-            *(tables.table, tables.first, tables.step, tables.each, a, o, scales),
-            *(tops, inner, weight, into, places, steps * n * n),
+            *(steps, done, until, batch, n, stride, int(down), int(tables.across != down)),
+            *(base, lift, turn, path.gauge, gauged, rows),
+            *(tables.table, tables.first, tables.step, tables.each, a, o, offset, tops),
+            *(inner, last, marginals, weighted, weight, edges, places, steps * n * n),
         )
-        native.call_each("scan", [(*some, *given, room) for some, room in zip(slices, rooms, strict=True)])
+        calls = [(*some, *given, room) for some, room in zip(slices, rooms, strict=True)]
+        least = min(least, *native.call_each("scan", calls))
         done = until
-    return scales
+    return least
 
 
 def draw_native(path: PathTables, a: Tensor, uniform: Tensor, last: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ check; when it fails, the query is run again entirely in log space.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import opt_einsum
@@ -30,6 +31,12 @@ CHUNK = 1 << 24
 def joint_batch(*sizes: int) -> int:
     """The size that batch dimensions of 1 and one other size, which may be 0, broadcast to."""
     return 0 if 0 in sizes else max(sizes)
+
+
+@lru_cache(maxsize=8)
+def _limit(dtype: torch.dtype) -> float:
+    info = torch.finfo(dtype)
+    return info.tiny / info.eps
 
 
 def _finite(top: Tensor) -> Tensor:
@@ -103,13 +110,13 @@ class LogSemiring:
     def __init__(self, fast: bool = True, stride: int = 4) -> None:
         self.fast, self.stride = fast, stride
         self._floors: list[Tensor] = []
+        self._lost = False
 
     def safe(self) -> bool:
         """True when no result of the fast route can have lost anything to underflow."""
-        if not self._floors:
-            return True
-        info = torch.finfo(self._floors[0].dtype)
-        return bool(torch.stack(self._floors).min() > info.tiny / info.eps)
+        if self._lost or not self._floors:
+            return not self._lost
+        return bool(torch.stack(self._floors).min() > _limit(self._floors[0].dtype))
 
     def up(self, step: Step, table: StepTable, beliefs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Messages to the parents, (batch, messages, parent), and the log scale taken out, (batch, messages)."""
@@ -152,6 +159,10 @@ class LogSemiring:
     def watch(self, floor: Tensor) -> None:
         """Remember the smallest of some results: relative to products whose factors are at most 1."""
         self._floors.append(floor)
+
+    def watch_number(self, floor: float, dtype: torch.dtype) -> None:
+        """The same for a number that is known already, of results in this precision."""
+        self._lost = self._lost or not floor > _limit(dtype)
 
     def _log(self, total: Tensor) -> Tensor:
         if total.numel():

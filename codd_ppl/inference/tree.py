@@ -127,12 +127,15 @@ class Upward:
     def log_partition(self) -> Tensor:
         """Log of the sum over all assignments, (batch or 1); the scales are added once, in float64."""
         tables = self.tables
-        roots = [safe_logsumexp(self.belief(r), -1)[:, None] for r in self.plan.roots]
+        # Where nothing is differentiated, the gradient at an impossible assignment does not matter.
+        plain = not ((torch.is_grad_enabled() and tables.differentiable) or transforming())
+        log_sum = torch.logsumexp if plain else safe_logsumexp
+        roots = [log_sum(self.belief(r), -1)[:, None] for r in self.plan.roots]
         several = roots if len(roots) == 1 else torch.broadcast_tensors(*roots)
-        parts = torch.cat(several, dim=1).double().sum(1)
-        for group in (torch.cat(t, 1) for t in _by_batch(list(self.offsets.values()))):
-            parts = parts + group.double().sum(1)
-        return parts.to(tables.dtype)
+        total = _summed(list(several))
+        for group in _by_batch(list(self.offsets.values())):
+            total = total + _summed(group)
+        return total.to(tables.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -163,6 +166,12 @@ def added(total: Tensor, targets: tuple[int, ...], messages: Tensor) -> Tensor:
     batch = max(total.shape[0], messages.shape[0]) if total.shape[0] and messages.shape[0] else 0
     total, messages = total.expand(batch, -1, -1), messages.expand(batch, -1, -1)
     return total.index_add(1, index(targets, total.device), messages)
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    """Sum over the messages of all parts (batch, messages), in float64."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return whole.sum(1, dtype=torch.float64)
 
 
 def _by_batch(tensors: list[Tensor]) -> list[list[Tensor]]:
