@@ -39,17 +39,17 @@ class MaxScan:
 
     def __init__(self, tables: Tables, run: Run, base: Tensor) -> None:
         self.run, self.steps = run, run.stop - run.start
-        logs, _, _, _ = tables.run(run)
+        logs, places, _, block = tables.run(run)
         self._logs = logs * self.steps if len(logs) == 1 else logs
         batch = joint_batch(base.shape[0], *(t.shape[0] for t in logs))
         base = base.transpose(0, 1).expand(-1, batch, -1)
         self.x, self.m = base.new_empty(base.shape), base.new_empty(base.shape)
         self.offset = base.new_zeros(batch, self.steps)
         states = base.shape[-1]
-        self._native: tuple[Tensor, int, int] | None = None
+        self._native: tuple[Tensor, int, int, int] | None = None
         if native.possible(base, *logs):
-            self._native = table, step, each = self._laid_out(logs)
-            native.call("best_scores", self.steps, batch, states, STRIDE, base.contiguous(), table, step, each,
+            self._native = self._laid_out(logs, places, block)
+            native.call("best_scores", self.steps, batch, states, STRIDE, base.contiguous(), *self._native,
                         self.x, self.m, self.offset)  # fmt: skip
             return
         wide = states >= WIDE
@@ -78,15 +78,31 @@ class MaxScan:
                 table = flipped[k] if flipped[k].shape[0] == 1 else flipped[k][part]
                 m[k][part] = (columns[k][part] + table).amax(2 if wide else 1)
 
-    def _laid_out(self, logs: list[Tensor]) -> tuple[Tensor, int, int]:
-        """Tables for the compiled loop, (child, parent) each, and their strides between steps and batch elements."""
+    def _laid_out(
+        self, logs: list[Tensor], places: tuple[int, ...], block: Tensor | None
+    ) -> tuple[Tensor, int, int, int]:
+        """Tables for the compiled loop, with strides between steps and batch elements, and whether rows belong to the
+
+        child; as they were given where they come in one piece, in the order of the steps or against it.
+        """
         size = logs[0].shape[1] * logs[0].shape[2]
+        ordered = places == tuple(range(self.steps))
+        if block is not None and (ordered or places == tuple(range(self.steps))[::-1]):
+            across = block.is_contiguous()
+            if across or block.mT.is_contiguous():
+                each = 0 if block.shape[0] == 1 else size * self.steps
+                return (
+                    block[:, 0 if ordered else self.steps - 1],
+                    size if ordered else -size,
+                    each,
+                    int(across),
+                )
         if len(logs) == 1:
-            return logs[0].contiguous(), 0, 0 if logs[0].shape[0] == 1 else size
+            return logs[0].contiguous(), 0, 0 if logs[0].shape[0] == 1 else size, 1
         if all(t.shape[0] == 1 for t in logs):
-            return torch.cat(logs), size, 0
+            return torch.cat(logs), size, 0, 1
         together = torch.stack(torch.broadcast_tensors(*logs))
-        return together, together.shape[1] * size, size
+        return together, together.shape[1] * size, size, 1
 
     def best(self, last: Tensor) -> Tensor:
         """Best values of the run's children given its last parent's, (batch) -> (steps, batch)."""

@@ -453,10 +453,10 @@ void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t 
             }
 }
 
-/* Max-product: x_k = rows_k + m_{k-1}, m_k[p] = max_c x_k[c] + t[c][p], tables (child, parent); the largest score is
- * taken out of every stride-th step. */
+/* Max-product: x_k = rows_k + m_{k-1}, m_k[p] = max_c x_k[c] + t[c][p], across: tables (child, parent), else t[p][c];
+ * the largest score is taken out of every stride-th step. */
 void NAME(best_scores)(int64_t steps, int64_t batch, int64_t n, int64_t stride, const REAL *rows, const REAL *t,
-                       int64_t step, int64_t each, REAL *x, REAL *m, REAL *offset) {
+                       int64_t step, int64_t each, int64_t across, REAL *x, REAL *m, REAL *offset) {
     const int64_t width = batch * n;
     for (int64_t k = 0; k < steps; k++)
         for (int64_t b = 0; b < batch; b++) {
@@ -471,6 +471,14 @@ void NAME(best_scores)(int64_t steps, int64_t batch, int64_t n, int64_t stride, 
                     offset[b * steps + k] = s;
                 }
             }
+            for (int64_t p = 0; p < n && !across; p++) {
+                const REAL *row = table + p * n;
+                REAL top = own[0] + row[0];
+#pragma omp simd reduction(max : top)
+                for (int64_t c = 0; c < n; c++) top = own[c] + row[c] > top ? own[c] + row[c] : top;
+                out[p] = top;
+            }
+            if (!across) continue;
             for (int64_t p = 0; p < n; p++) out[p] = own[0] + table[p];
             for (int64_t c = 1; c < n; c++) {
                 const REAL v = own[c], *row = table + c * n;
@@ -482,15 +490,16 @@ void NAME(best_scores)(int64_t steps, int64_t batch, int64_t n, int64_t stride, 
 
 /* The values that reach these scores, from the last parent's; ties go to the smaller value. */
 void NAME(best_values)(int64_t steps, int64_t batch, int64_t n, const REAL *x, const REAL *t, int64_t step,
-                       int64_t each, const int64_t *last, int64_t *values) {
+                       int64_t each, int64_t across, const int64_t *last, int64_t *values) {
+    const int64_t child = across ? n : 1, parent = across ? 1 : n;
     for (int64_t k = steps - 1; k >= 0; k--)
         for (int64_t b = 0; b < batch; b++) {
             const int64_t v = k == steps - 1 ? last[b] : values[(k + 1) * batch + b];
-            const REAL *own = x + (k * batch + b) * n, *table = t + k * step + b * each + v;
+            const REAL *own = x + (k * batch + b) * n, *table = t + k * step + b * each + v * parent;
             int64_t found = 0;
             REAL top = own[0] + table[0];
             for (int64_t c = 1; c < n; c++)
-                if (own[c] + table[c * n] > top) top = own[c] + table[c * n], found = c;
+                if (own[c] + table[c * child] > top) top = own[c] + table[c * child], found = c;
             values[k * batch + b] = found;
         }
 }
