@@ -10,7 +10,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import GraphError, PotentialsError, ShapeError
 from codd_ppl.inference.tables import Key, Tables
-from codd_ppl.inference.transforms import batched, eager
+from codd_ppl.inference.transforms import eager, unseen
 from codd_ppl.typing import Float, Int, LogPotentials
 
 __all__ = ["add_evidence", "condition", "known_names", "observed_values", "used"]
@@ -157,7 +157,7 @@ def observed_values(what: str, value: Tensor, cardinality: int, lowest: int = 0)
     if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ShapeError(f"{what}: expected a tensor of integers, found {found}")
-    if batched(value):
+    if unseen(value):
         return value.long()  # can't be looked at
     if value.numel() and not (int(value.min()) >= lowest and int(value.max()) < cardinality):
         hint = " (-1: not observed)" if lowest < 0 else ""

@@ -11,24 +11,31 @@ import torch
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import GraphError, PotentialsError
 
-__all__ = ["batched", "eager", "transforming"]
+__all__ = ["capturing", "eager", "transforming", "unseen"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def transforming() -> bool:
-    """Whether a transform of torch.func is active.
+    """Whether a transform of torch.func is active, or a CUDA graph being captured.
 
     Then values can't be looked at, nor memory be used again: queries run in log space, which needs no check, through
-    ordinary differentiable operations, and skip the search for bad entries.
+    ordinary differentiable operations of fixed shapes, and skip the search for bad entries.
     """
-    return bool(torch._C._are_functorch_transforms_active())
+    return bool(torch._C._are_functorch_transforms_active()) or capturing()
 
 
-def batched(value: torch.Tensor) -> bool:
-    """Whether a tensor stands for many, by torch.func.vmap or a batched derivative."""
-    return transforming() and bool(torch._C._functorch.is_batchedtensor(value))
+def unseen(value: torch.Tensor) -> bool:
+    """Whether a tensor can't be looked at: it stands for many, by torch.func.vmap or is being captured."""
+    if not transforming():
+        return False
+    return capturing() or bool(torch._C._functorch.is_batchedtensor(value))
 
 
 def _check(query: str, given: tuple[object, ...]) -> None:

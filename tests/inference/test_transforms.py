@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codd_ppl import compile, topologies
 from codd_ppl.errors import PotentialsError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.inference import entropy, log_partition, log_score, marginals, mode, sample
+from codd_ppl.inference import entropy, log_partition, log_score, marginals, mode, sample, transforms
 from codd_ppl.testing import brute_log_partition, brute_marginals, random_forest
 from codd_ppl.typing import Tensor
 
@@ -210,3 +211,44 @@ def test_large_tables_are_streamed(
     monkeypatch.setattr("codd_ppl.inference.path_tables.CHUNK", 3 * 16 * max(1, *batch, 1))
     for a, b in zip(results(), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class NoLook(TorchDispatchMode):
+    """Refuses what makes the host wait for a device, or shapes depend on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in function.name() and "nonzero" not in function.name(), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("graph", [GRAPH, topologies.grid(3, 3, 2)], ids=["forest", "loops"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        log_partition,
+        entropy,
+        marginals,
+        mode,
+        lambda plan, tables: {name: draws.shape for name, draws in sample(plan, tables, (5,)).items()},
+        lambda plan, tables: log_score(plan, tables, dict.fromkeys(plan.variable, torch.zeros(2).long())),
+        lambda plan, tables: torch.autograd.grad(log_partition(plan, tables).sum(), list(tables.values())),
+    ],
+    ids=["log_partition", "entropy", "marginals", "mode", "sample", "log_score", "gradient"],
+)
+def test_nothing_is_looked_at_while_a_cuda_graph_is_captured(query, graph, monkeypatch) -> None:
+    """With the flag of a capture set, on the CPU: same results, and no operation that a capture refuses."""
+    plan, generator = compile(graph), torch.Generator().manual_seed(1)
+    tables = {}
+    for factor in plan.factors:
+        shape = [plan.variable[v].cardinality for v in factor.scope]
+        tables[factor.tie or factor.name] = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    for table in tables.values():
+        table.requires_grad_()
+    expected = query(plan, tables)
+    monkeypatch.setattr(transforms, "capturing", lambda: True)
+    with NoLook():
+        found = query(plan, tables)
+    if isinstance(found, dict) and isinstance(next(iter(found.values())), torch.Size):
+        assert found == expected
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
