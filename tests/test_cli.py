@@ -148,7 +148,7 @@ model:
       vocab_size: {vocab}
   init_from_corpus: true
 data:
-  path: {text}
+  path: [{text}, {text}]
   block_length: 12
   batch_size: 16
 trainer:

@@ -59,8 +59,8 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        path: PathLike | Sequence[PathLike],
-        valid_path: PathLike | Sequence[PathLike] | None = None,
+        path: Sequence[PathLike] | PathLike,  # in this order: recipes' lists are tried as lists first
+        valid_path: Sequence[PathLike] | PathLike | None = None,
         tokenizer: str | Tokenizer = "char",
         vocab_size: int | None = None,
         block_length: int = 64,
