@@ -13,8 +13,9 @@ from codd_ppl.errors import ConfigError, GraphError, LogitsError, ShapeError, To
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.projection import project
+from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
-from codd_ppl.potentials import LatentPotentials, Potentials, TablePotentials
+from codd_ppl.potentials import LatentPotentials, LogarithmicPool, Potentials, TablePotentials
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["CouplingLayer"]
@@ -46,6 +47,8 @@ class CouplingLayer(nn.Module):
             tables (:class:`LatentPotentials`) where latents hang together as a directed forest, else free tables.
         sweeps: of the projection; one is enough in practice, twenty give marginals to about 1e-9.
         seed: of the potentials' random start.
+        pool: target marginals of the projection where the prior knows more than the network (many masks, a weak
+            network); None: the network's alone. :func:`codd_ppl.training.fit_pool` fits it.
 
     Raises:
         GraphError: no tokens, or tokens of another cardinality than ``vocab_size``.
@@ -62,12 +65,15 @@ class CouplingLayer(nn.Module):
         potentials: Potentials | None = None,
         sweeps: int = 1,
         seed: int = 0,
+        pool: LogarithmicPool | None = None,
     ) -> None:
         super().__init__()
         if combine not in ("projected", "product"):
             raise ConfigError(f'expected combine to be "projected" or "product", found {combine!r}')
         if sweeps < 1:
             raise ConfigError(f"expected sweeps >= 1, found {sweeps}")
+        if pool is not None and combine != "projected":
+            raise ConfigError('a pool changes what is projected onto: expected combine="projected" with it')
         if not isinstance(graph, FactorGraph):
             raise GraphError(
                 f"expected a FactorGraph, found {type(graph).__name__}; build one or take one from topologies"
@@ -92,6 +98,7 @@ class CouplingLayer(nn.Module):
             latent = any(v.latent for v in graph) and directed_parents(graph) is not None
             potentials = LatentPotentials(graph, seed) if latent else TablePotentials(graph, seed)
         self.potentials = potentials
+        self.pool = pool
 
     def init_from_corpus(
         self, blocks: Int[Tensor, "blocks sites"], progress: bool = True, seed: int = 0, **settings: Any
@@ -159,12 +166,53 @@ class CouplingLayer(nn.Module):
     def _projected(self, potentials: LogPotentials, log_q: Tensor, tokens: Tensor, known: Tensor) -> Tensor:
         """Evidence of the tokens, log w plus the prior's own, so that the marginals are the network's."""
         start = cast(Potentials, self.potentials).evidence()
+        if self.pool is not None:
+            log_q = self.pool(log_q, *self.prior_marginals(potentials, tokens, known, log_q.dtype), ~known)
         if start is None:
             return project(self.plan, potentials, self._names, log_q, ~known, self.sweeps, tokens=tokens)
         prior = start.to(log_q).expand_as(log_q)
         everything = {**potentials, self._names: prior}
         weights = project(self.plan, everything, self._names, log_q, ~known, self.sweeps, tokens=tokens)
         return torch.where(known[..., None], 0.0, prior + weights)
+
+    def prior_marginals(
+        self,
+        potentials: LogPotentials,
+        tokens: Int[Tensor, "*batch sites"],
+        known: Bool[Tensor, "*batch sites"],
+        dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "*batch sites vocab"], Float[Tensor, "*#batch sites vocab"]]:
+        """Log-marginals of the prior given the known tokens, and with nothing known.
+
+        Args:
+            potentials: what ``self.potentials`` gave.
+            tokens, known: as in :meth:`forward`.
+            dtype: of the evidence.
+
+        Raises:
+            InfeasibleError: the prior rules the known tokens out.
+        """
+        start = cast(Potentials, self.potentials).evidence()
+        flat = (
+            torch.zeros(self.vocab_size, dtype=dtype, device=known.device)
+            if start is None
+            else start.to(dtype)
+        )
+
+        def law(tokens: Tensor, known: Tensor) -> Tensor:
+            evidence = flat.expand(*known.shape, self.vocab_size)
+            return CoupledCategorical(self.plan, potentials, evidence, tokens, known).marginals.log()
+
+        if Tables(self.plan, potentials).batch_shape:
+            return law(tokens, known), law(tokens, torch.zeros_like(known))
+        # One more row, with nothing known, in the same query.
+        rows, seen = tokens.reshape(-1, self.sites), known.reshape(-1, self.sites)
+        rows, seen = (
+            torch.cat((rows, rows.new_zeros(1, self.sites))),
+            torch.cat((seen, seen.new_zeros(1, self.sites))),
+        )
+        both = law(rows, seen)
+        return both[:-1].reshape(*known.shape, self.vocab_size), both[-1]
 
     def _check(
         self, logits: Tensor, hidden: Tensor | None, tokens: Tensor | None, known: Tensor | None

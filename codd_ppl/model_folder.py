@@ -22,7 +22,7 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.potentials import LatentPotentials, TablePotentials
+from codd_ppl.potentials import LatentPotentials, LogarithmicPool, TablePotentials
 
 __all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
@@ -59,10 +59,16 @@ def save_model(
             f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
         )
     check_target(path)
+    pool = None if coupling.pool is None else coupling.pool.knots[1:].tolist()
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
-        "coupling": {"potentials": kind, "combine": coupling.combine, "sweeps": coupling.sweeps},
+        "coupling": {
+            "potentials": kind,
+            "combine": coupling.combine,
+            "sweeps": coupling.sweeps,
+            "pool": pool,
+        },
         "graph": nx.node_link_data(coupling.graph.to_networkx(), edges="edges"),
         "about": about or {},
     }
@@ -128,6 +134,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
             combine=about["combine"],
             sweeps=about["sweeps"],
             potentials=potentials,
+            pool=LogarithmicPool(about["pool"]) if about.get("pool") else None,
         )
         weights = load_file(path / "weights.safetensors")
         for name, module in (("denoiser.", denoiser), ("coupling.", coupling)):

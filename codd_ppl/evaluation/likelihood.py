@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from codd_ppl.denoisers.protocol import Denoiser
+from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import NoisedBatch, coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.evaluation.table import NelboTable
 from codd_ppl.sampling.protocol import Coupling
-from codd_ppl.sampling.sampler import device_of, evaluation_mode
 from codd_ppl.typing import Float, Int, Tensor
 
 __all__ = ["Model", "nelbo_table"]

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers.running import device_of
 from codd_ppl.diffusion.schedules import Schedule
 from codd_ppl.errors import ConfigError
 from codd_ppl.evaluation.likelihood import Model
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import Sampler, UnmaskingPolicy
-from codd_ppl.sampling.sampler import device_of
 
 __all__ = ["time_sampling"]
 

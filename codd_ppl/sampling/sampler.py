@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling.protocol import Coupling, JointDistribution
@@ -210,28 +210,6 @@ class _Prediction:
 def _left(initial: Int[Tensor, " batch"], alpha: float) -> Int[Tensor, " batch"]:
     """Sites still masked at alpha: ceil(initial * (1 - alpha)), forgiving rounding errors of the grid."""
     return (initial.double() * (1.0 - alpha - 1e-6)).ceil().long().clamp_min(0)
-
-
-def device_of(module: object, default: torch.device) -> torch.device:
-    """Device of a module's first parameter or buffer; the default where it has neither."""
-    if isinstance(module, nn.Module):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return default
-
-
-@contextmanager
-def evaluation_mode(*modules: object) -> Iterator[None]:
-    """Put modules into eval mode and give every submodule its own mode back, errors and Ctrl-C included."""
-    flags = [(part, part.training) for m in modules if isinstance(m, nn.Module) for part in m.modules()]
-    try:
-        for module in modules:
-            if isinstance(module, nn.Module):
-                module.eval()
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training
 
 
 @contextmanager

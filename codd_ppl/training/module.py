@@ -17,6 +17,7 @@ from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
+from codd_ppl.training import pooling
 from codd_ppl.typing import Float, Int
 
 __all__ = ["CoDDModule"]
@@ -46,6 +47,8 @@ class CoDDModule(L.LightningModule):
         init_from_corpus: start the potentials from the training blocks of the data module (which must have
             ``train_blocks()``, as :class:`TextDataModule` has) before a fresh run; not when one is resumed. A mapping
             gives settings, such as ``{"epochs": 1}`` for Baum-Welch.
+        fit_pool: fit the weights of the coupling's pool (see :func:`fit_pool`) before a fresh run, after the potentials
+            have started, to the validation blocks of the data module (``valid_blocks()``). A mapping gives settings.
         valid_steps: numbers of steps to validate at; the largest of ``steps`` by default.
         seed: of the noise.
 
@@ -66,6 +69,7 @@ class CoDDModule(L.LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
         init_from_corpus: bool | Mapping[str, Any] = False,
+        fit_pool: bool | Mapping[str, Any] = False,
         valid_steps: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
@@ -85,7 +89,7 @@ class CoDDModule(L.LightningModule):
             10 * learning_rate if potentials_learning_rate is None else potentials_learning_rate
         )
         self.weight_decay, self.warmup_steps, self.seed = weight_decay, warmup_steps, seed
-        self.start_from_corpus = init_from_corpus
+        self.start_from_corpus, self.start_pool = init_from_corpus, fit_pool
         denoiser.requires_grad_(not freeze_denoiser)
         self.coupling = coupling.requires_grad_(not freeze_coupling)
         if not any(p.requires_grad for p in self.parameters()):
@@ -165,25 +169,36 @@ class CoDDModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run doesn't start the potentials anew."""
-        self.start_from_corpus = False
+        self.start_from_corpus = self.start_pool = False
 
     def on_fit_start(self) -> None:
-        """Start the potentials from the text: in one process, which tells the others."""
-        if self.start_from_corpus is False:
-            return
-        settings: Mapping[str, Any] = {} if self.start_from_corpus is True else self.start_from_corpus
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "train_blocks"):
-            raise ConfigError(
-                "init_from_corpus needs a data module with train_blocks(), such as TextDataModule; or call "
-                "coupling.init_from_corpus(blocks) yourself"
-            )
-        if self.trainer.is_global_zero:
-            rank_zero_info("starting the coupling from the training text")
-            self.coupling.init_from_corpus(data.train_blocks(), progress=self.show_progress, **settings)
-        if self.trainer.world_size > 1:
-            self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
-        self.start_from_corpus = False
+        """Start the potentials and the pool from the text: in one process, which tells the others."""
+        starts = (
+            ("init_from_corpus", "train_blocks", self.start_from_corpus, self._init_from_corpus),
+            ("fit_pool", "valid_blocks", self.start_pool, self._fit_pool),
+        )
+        for name, source, settings, start in starts:
+            if settings is False:
+                continue
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if not hasattr(data, source):
+                raise ConfigError(
+                    f"{name} needs a data module with {source}(), such as TextDataModule; or call it yourself: "
+                    "coupling.init_from_corpus(blocks), training.fit_pool(denoiser, coupling, blocks)"
+                )
+            if self.trainer.is_global_zero:
+                rank_zero_info(f"{name}: starting the coupling from the text")
+                start(getattr(data, source)(), {} if settings is True else dict(settings))
+            if self.trainer.world_size > 1:
+                self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
+        self.start_from_corpus = self.start_pool = False
+
+    def _init_from_corpus(self, blocks: Tensor, settings: dict[str, Any]) -> None:
+        self.coupling.init_from_corpus(blocks, progress=self.show_progress, **settings)
+
+    def _fit_pool(self, blocks: Tensor, settings: dict[str, Any]) -> None:
+        fit = pooling.fit_pool(self.denoiser, self.coupling, blocks, **settings)
+        rank_zero_info(f"bits per masked token by mask ratio: {fit}")
 
     @property
     def show_progress(self) -> bool:

@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from codd_ppl import BidirectionalTransformer, CoDDModule, CouplingLayer, TextDataModule, topologies
 from codd_ppl.diffusion import factorised_nelbo
 from codd_ppl.errors import ConfigError
+from codd_ppl.potentials import LogarithmicPool
+from codd_ppl.training import fit_pool
 
 TEXT = "the cat sat on the mat and the dog sat on the log. a hat for the cat, a bone for the dog. " * 40
 SITES = 8
@@ -103,6 +105,32 @@ def test_the_tables_learn(data: TextDataModule, tmp_path: Path) -> None:
     runner.fit(module, data)
     after = trainer(tmp_path).validate(module, data, verbose=False)[0]["valid_bits"]
     assert after < before - 0.5
+
+
+def test_the_pool_is_fitted_to_held_out_text_before_training(data: TextDataModule, tmp_path: Path) -> None:
+    denoiser, _ = parts(data)
+    graph = topologies.hidden_markov(SITES, data.vocab_size, 8)
+    coupling = CouplingLayer(graph, data.vocab_size, pool=LogarithmicPool((0.5, 1.0)))
+    module = CoDDModule(
+        denoiser, coupling, freeze_denoiser=True, init_from_corpus=True, fit_pool={"sites": 500}
+    )
+    found = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, module) -> None:
+            found.append(module.coupling.pool.weights.detach().clone())
+
+    trainer(tmp_path, max_steps=1, callbacks=[Watch()]).fit(module, data)
+    weights = coupling.pool.weights.detach().clone()
+    expected = fit_pool(denoiser, coupling, data.valid_blocks(), sites=500)
+    assert found[0][0, 1] > 0.5, "an untrained network: the prior knows more"
+    assert all(p < n - 0.2 for p, n in zip(expected.pooled, expected.network, strict=True))
+    again = CoDDModule(denoiser, coupling, freeze_denoiser=True, fit_pool=True)
+    again.on_load_checkpoint({})
+    with torch.no_grad():
+        coupling.pool.weights.copy_(weights)
+    again.on_fit_start()
+    assert torch.equal(coupling.pool.weights, weights), "a resumed run goes on with what it had"
 
 
 def test_independent_topology_has_the_factorised_loss(data: TextDataModule) -> None:
