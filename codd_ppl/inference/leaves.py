@@ -21,11 +21,12 @@ from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan, compile
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.inference.evidence import add_evidence
 from codd_ppl.inference.free_tokens import FreeTokens
 from codd_ppl.inference.queries import log_partition, marginals
 from codd_ppl.inference.sampling import sample
 from codd_ppl.inference.semirings import LogSemiring
-from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.tables import Key, StepTable, Tables
 from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
@@ -54,6 +55,12 @@ class Skeleton:
     core: ContractionPlan
     groups: tuple[Group, ...]
     latents: tuple[tuple[str, ...], ...]
+
+    def in_core(self, key: Key) -> bool:
+        """Whether a key is about the core alone: tables of its factors, or evidence of its variables."""
+        if isinstance(key, tuple):
+            return self.core.variable.keys() >= set(key) or self.core.factor.keys() >= set(key)
+        return key in self.core.factor or key in self.core.ties or key in self.core.variable
 
 
 @lru_cache(maxsize=128)
@@ -105,7 +112,9 @@ def absorb(
         tokens, known: the values of the known ones.
     """
     found = None if transforming() else skeleton(plan, sites)
-    if found is None or any(isinstance(key, tuple) or key in plan.variable for key in log_potentials):
+    if found is None or any(
+        (isinstance(key, tuple) or key in plan.variable) and not found.in_core(key) for key in log_potentials
+    ):
         return None
     tables = Tables(plan, log_potentials)
     emissions = [tables.step(g.step) for g in found.groups]
@@ -133,8 +142,7 @@ class Leaves:
     ) -> None:
         self.model, self.emissions = model, emissions
         self.tokens, self.known, self.log_evidence = tokens, known, log_evidence
-        names = {f.name for f in model.core.factors} | set(model.core.ties)
-        self.rest = {str(key): value for key, value in log_potentials.items() if key in names}
+        self.rest = {key: value for key, value in log_potentials.items() if model.in_core(key)}
         semiring = LogSemiring()
         self._parts = [self._free_part(g, e) for g, e in zip(model.groups, emissions, strict=True)]
         for part in self._parts:
@@ -171,7 +179,7 @@ class Leaves:
 
     def _core(self, messages: list[Tensor]) -> dict[str | tuple[str, ...], Tensor]:
         """Log-potentials of the core with the tokens' messages as evidence."""
-        result: dict[str | tuple[str, ...], Tensor] = dict(self.rest.items())
+        result = dict(self.rest)
         for names in self.model.latents:
             number = {name: i for i, name in enumerate(names)}
             groups = [g for g in zip(self.model.groups, messages, strict=True) if g[0].latents[0] in number]
@@ -181,7 +189,7 @@ class Leaves:
                 shape = (*together.shape[:-2], len(names), together.shape[-1])
                 places = torch.tensor(order, device=together.device)
                 together = together.new_zeros(shape).index_add(-2, places, together)
-            result[names] = together
+            result = add_evidence(self.model.core, result, names, together)
         return result
 
     @cached_property

@@ -82,8 +82,8 @@ def sweep_path(
         masked: (batch, sites) bool.
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
     """
-    emission, transition = tables.step(model.emission).log, tables.step(model.transition).log
-    if emission.shape[:2] != (1, 1) or transition.shape[:2] != (1, 1) or not target.shape[0]:
+    emission = tables.step(model.emission).log
+    if emission.shape[:2] != (1, 1) or not target.shape[0]:
         return None
     batch, order = target.shape[0], torch.tensor(model.order, device=target.device)
     latent = linear_form(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1)
@@ -91,10 +91,10 @@ def sweep_path(
     evidence = evidence.expand(batch, -1, -1)[:, order].transpose(0, 1)  # (sites, batch, vocab) from here on
     log_q, hidden = target[:, order].transpose(0, 1), masked[:, order].T[..., None]
     possible = evidence > 0
-    emit, move = linear_form(emission[0, 0].T), linear_form(transition[0, 0].T)
+    emit, move = linear_form(emission[0, 0].T), _moves(tables, model)
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
     compiled = not (torch.is_grad_enabled() and (tables.differentiable or target.requires_grad))
-    compiled = compiled and emit.numel() <= SMALL and native.usable(len(emit), emit, latent)
+    compiled = compiled and isinstance(move, Tensor) and emit.numel() <= SMALL and native.usable(len(emit), emit, latent)
     sweep_once = _compiled_sweep if compiled else _sweep
     semiring, message = LogSemiring(), evidence @ emit.T
     weight = before = torch.zeros_like(log_q)
@@ -122,24 +122,47 @@ class _Parts:
     """In linear space: emission (states, vocab) and transition (state, next state) tables, and for each site
 
     the evidence of its latent (sites, batch, states), q where possible (sites, batch, vocab), and whether it is masked.
+    Transitions of their own are a list, from the root on, (batch or 1, states, next state) each.
     """
 
     emit: Tensor
-    move: Tensor
+    move: Tensor | list[Tensor]
     latent: Tensor
     quotient: Tensor
     hidden: Tensor
 
+    def along(self, vector: Tensor, edge: int) -> Tensor:
+        """A vector over the states at the root's end of an edge times its transition, (batch, states)."""
+        if isinstance(self.move, Tensor):
+            return vector @ self.move
+        return (vector[:, None] @ self.move[edge])[:, 0]
+
+    def against(self, vector: Tensor, edge: int) -> Tensor:
+        """The same from the other end."""
+        if isinstance(self.move, Tensor):
+            return vector @ self.move.T
+        return (self.move[edge] @ vector[..., None])[..., 0]
+
+
+def _moves(tables: Tables, model: HiddenMarkov) -> Tensor | list[Tensor]:
+    (run,) = tables.plan.runs
+    if tables.layout.shared.issuperset(range(run.start, run.stop)):
+        table = tables.step(model.transition).log
+        if table.shape[0] == 1:
+            return linear_form(table[0, 0].T)
+    logs = [tables.step(s).log[:, 0].transpose(1, 2) for s in range(run.stop - 1, run.start - 1, -1)]
+    return [linear_form(log, (1, 2)) for log in logs]
+
 
 def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One sweep: messages from the right, from the left, from the tokens, and cavities (1 where nothing is masked)."""
-    length, tokens, back = message.shape[0], parts.emit.T, parts.move.T
+    length, tokens = message.shape[0], parts.emit.T
     latent, quotient, chosen = parts.latent.unbind(0), parts.quotient.unbind(0), parts.hidden.unbind(0)
     some, every = parts.hidden.flatten(1).any(1).tolist(), parts.hidden.flatten(1).all(1).tolist()
     messages, cavity = list(message.unbind(0)), [torch.ones_like(quotient[0])] * length
     right = [torch.ones_like(latent[0])] * length
     for i in range(length - 1, 0, -1):
-        right[i - 1] = scaled(latent[i] * right[i] * messages[i]) @ back
+        right[i - 1] = parts.against(scaled(latent[i] * right[i] * messages[i]), i - 1)
     left = [latent[0]]
     for i in range(length):
         if some[i]:
@@ -147,7 +170,7 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
             new = (quotient[i] / cavity[i]) @ tokens
             messages[i] = new if every[i] else torch.where(chosen[i], new, messages[i])
         if i + 1 < length:
-            left.append((scaled(left[i] * messages[i]) @ parts.move) * latent[i + 1])
+            left.append(parts.along(scaled(left[i] * messages[i]), i) * latent[i + 1])
     return torch.stack(right), torch.stack(left), torch.stack(messages), torch.stack(cavity)
 
 
@@ -157,6 +180,7 @@ def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Ten
     result = message.clone(memory_format=torch.contiguous_format)
     right, left = torch.empty_like(result), torch.empty_like(result)
     cavity = message.new_ones(length, batch, vocab)
+    assert isinstance(parts.move, Tensor)
     emit, move = parts.emit.contiguous(), parts.move.contiguous()
     native.call(
         "sweep", length, batch, states, vocab, emit, parts.emit.T.contiguous(), move, parts.move.T.contiguous(),
@@ -166,8 +190,8 @@ def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Ten
     return right, left, result, cavity
 
 
-def linear_form(log: Tensor, dim: int | None = None) -> Tensor:
-    """exp(log), scaled to a largest entry of 1 over all entries or along a dimension."""
+def linear_form(log: Tensor, dim: int | tuple[int, int] | None = None) -> Tensor:
+    """exp(log), scaled to a largest entry of 1 over all entries or along some dimensions."""
     top = log.detach().amax() if dim is None else log.detach().amax(dim, keepdim=True)
     return (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
 

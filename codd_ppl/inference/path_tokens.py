@@ -22,9 +22,11 @@ __all__ = ["sweep_tokens", "usable"]
 def usable(tables: Tables, model: HiddenMarkov, sites: tuple[str, ...], target: Tensor) -> bool:
     """Whether :func:`sweep_tokens` may be asked: a large emission table, no other evidence of tokens, no graph."""
     emission, transition = tables.step(model.emission), tables.step(model.transition)
+    (run,) = tables.plan.runs
     return (
         isinstance(emission, KeptTable)
         and transition.scale.shape[:2] == (1, 1)
+        and tables.layout.shared.issuperset(range(run.start, run.stop))
         and target.numel() > 0
         and target.dtype == tables.dtype
         and not (torch.is_grad_enabled() and (target.requires_grad or tables.differentiable))

@@ -203,7 +203,7 @@ def project(
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     if tokens is not None:
-        shared = not tables.batch_shape
+        shared = tables.batch_shape in ((), batch_shape)
         if model is not None and shared and path_tokens.usable(tables, model, names, log_targets):
             whole = log_targets.shape[:-1]
             target = log_targets.reshape(-1, *log_targets.shape[-2:])

@@ -14,7 +14,7 @@ from codd_ppl import testing
 from codd_ppl.compiler import LoopyBeliefPropagation, compile
 from codd_ppl.errors import ConfigError, IntractableError, PotentialsError
 from codd_ppl.graphs import FactorGraph, topologies
-from codd_ppl.inference import clique_projection, log_partition, marginals, projection
+from codd_ppl.inference import clique_projection, kept, log_partition, marginals, path_tokens, projection
 from codd_ppl.inference.projection import project, walk
 
 
@@ -421,3 +421,48 @@ def test_the_sweep_along_a_hidden_markov_model_is_the_walk(seed, backwards, monk
         expected = run()
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def contextual(seed: int, own: tuple[int, ...], batch: tuple[int, ...] = (3,)) -> Case:
+    """A hidden Markov model with evidence of its latents for each batch element and some transitions of their own."""
+    this = case(topologies.hidden_markov(4, 3, 2), batch=batch, known=0.3, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    latents = tuple(f"z{i}" for i in range(4))
+    this.prior[latents] = torch.randn(*batch, 4, 2, generator=generator, dtype=torch.float64)
+    for i in own:
+        table = torch.randn(*(batch if i % 2 else ()), 2, 2, generator=generator, dtype=torch.float64)
+        this.prior[f"z{i},z{i + 1}"] = table
+    return this
+
+
+@pytest.mark.parametrize("own", [(), (0,), (2,), (0, 1, 2)])
+def test_a_hidden_markov_model_that_depends_on_the_context(own):
+    """Also where only some transitions have tables of their own; a sweep is one of the joint's table."""
+    this = contextual(1, own)
+    for sweeps in (1, 2):
+        found = this.law(this.projected(sweeps))
+        torch.testing.assert_close(found.exp(), this.fitted(sweeps).exp(), rtol=1e-7, atol=1e-10)
+    leaves = [this.prior[k].clone().requires_grad_() for k in this.prior if k != this.sites]
+    keys = [k for k in this.prior if k != this.sites]
+
+    def weights(*tables):
+        prior = {**dict(zip(keys, tables, strict=True)), this.sites: this.prior[this.sites]}
+        return project(compile(this.graph), prior, this.sites, this.log_q, ~this.known)
+
+    assert torch.autograd.gradcheck(weights, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("own", [(), (1,)])
+def test_known_tokens_as_rows_of_a_contextual_model(own, monkeypatch):
+    """The route for large vocabularies: evidence of latents may differ within the batch, transitions may not."""
+    monkeypatch.setattr(kept, "LARGE", 1)
+    this, used = contextual(2, own), list[bool]()
+    sweep = path_tokens.sweep_tokens
+    monkeypatch.setattr(path_tokens, "sweep_tokens", lambda *a: used.append(True) or sweep(*a))
+    tokens = this.prior.pop(this.sites).argmax(-1)
+    tables = {key: value.clone() for key, value in this.prior.items()}
+    found = project(compile(this.graph), tables, this.sites, this.log_q, ~this.known, tokens=tokens)
+    clash = this.known[..., None] & (torch.arange(3) != tokens[..., None])
+    this.prior[this.sites] = torch.zeros_like(this.log_q).masked_fill(clash, -math.inf)
+    torch.testing.assert_close(found, this.projected(1), rtol=1e-8, atol=1e-8)
+    assert used == ([] if own else [True])
