@@ -94,7 +94,12 @@ def sweep_path(
     emit, move = linear_form(emission[0, 0].T), _moves(tables, model)
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
     compiled = not (torch.is_grad_enabled() and (tables.differentiable or target.requires_grad))
-    compiled = compiled and isinstance(move, Tensor) and emit.numel() <= SMALL and native.usable(len(emit), emit, latent)
+    compiled = (
+        compiled
+        and isinstance(move, Tensor)
+        and emit.numel() <= SMALL
+        and native.usable(len(emit), emit, latent)
+    )
     sweep_once = _compiled_sweep if compiled else _sweep
     semiring, message = LogSemiring(), evidence @ emit.T
     weight = before = torch.zeros_like(log_q)

@@ -1,12 +1,14 @@
 """Layer 4, parameterise: modules that hold the log-potentials of a coupling, and their starts from text."""
 
 from codd_ppl.potentials.baum_welch import baum_welch
+from codd_ppl.potentials.contextual import ContextualLatentPotentials
 from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.potentials.pool import LogarithmicPool
 from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
 from codd_ppl.potentials.table import Potentials, TablePotentials
 
 __all__ = [
+    "ContextualLatentPotentials",
     "LatentPotentials",
     "LogarithmicPool",
     "Potentials",
