@@ -22,11 +22,15 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.potentials import LatentPotentials, LogarithmicPool, TablePotentials
+from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials, LogarithmicPool, TablePotentials
 
 __all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
-KINDS = {kind.__name__: kind for kind in (LatentPotentials, TablePotentials)}
+KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (ContextualLatentPotentials, LatentPotentials, TablePotentials)
+}
+SETTINGS = {"ContextualLatentPotentials": ("hidden_size", "width", "gates")}
+"""What a kind of potentials is built from, beside the graph: attributes of the same names."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ def save_model(
             f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
         )
     check_target(path)
+    settings = {name: getattr(coupling.potentials, name) for name in SETTINGS.get(kind, ())}
     pool = None if coupling.pool is None else coupling.pool.knots[1:].tolist()
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
         "coupling": {
             "potentials": kind,
+            "settings": settings,
             "combine": coupling.combine,
             "sweeps": coupling.sweeps,
             "pool": pool,
@@ -127,10 +133,11 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         data = config["graph"]
         graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))
         about = config["coupling"]
-        potentials = KINDS[about["potentials"]](graph)
+        potentials = KINDS[about["potentials"]](graph, **about.get("settings", {}))
         coupling = CouplingLayer(
             graph,
             denoiser.vocab_size,
+            about.get("settings", {}).get("hidden_size"),
             combine=about["combine"],
             sweeps=about["sweeps"],
             potentials=potentials,
