@@ -33,9 +33,10 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="demo | fit | generate | evaluate | explain | bench"
     )
 
-    demo = commands.add_parser("demo", help="train a small network and a coupling on text, compare, sample")
-    demo.add_argument("--text", type=Path, help="your own .txt or .jsonl (.gz, .xz); default: Shakespeare")
-    demo.add_argument("--fast", action="store_true", help="less than a minute, noisier figures")
+    demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
+    demo.add_argument("--train", action="store_true", help="train both now, on Shakespeare, a minute or two")
+    demo.add_argument("--text", type=Path, help="train on your own .txt or .jsonl (.gz, .xz)")
+    demo.add_argument("--fast", action="store_true", help="train in less than a minute, noisier figures")
     demo.add_argument("--output", type=Path, default=Path("codd-demo"), help="folder to write to")
     demo.set_defaults(run=_demo)
 
@@ -89,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> None:
     from codd_ppl.demo import DemoSettings, run_demo
 
-    run_demo(options.text, options.output, DemoSettings.fast() if options.fast else DemoSettings())
+    train = options.train or options.fast or options.text is not None
+    settings = DemoSettings() if train else DemoSettings.pretrained()
+    run_demo(options.text, options.output, DemoSettings.fast() if options.fast else settings, train=train)
 
 
 def _fit(words: list[str]) -> int:

@@ -46,6 +46,9 @@ class CouplingLayer(nn.Module):
         potentials: a module that holds the log-potentials (see ``codd_ppl.potentials.Potentials``). None: conditional
             tables (:class:`LatentPotentials`) where latents hang together as a directed forest, else free tables.
         sweeps: of the projection; one is enough in practice, twenty give marginals to about 1e-9.
+        tolerance: end the sweeps when no log-weight changed by more than this in one; 0: never.
+        candidates: fit only so many of the likeliest tokens of each site, and the others together (see
+            :func:`codd_ppl.inference.projection.project`); None: all.
         seed: of the potentials' random start.
         pool: target marginals of the projection where the prior knows more than the network (many masks, a weak
             network); None: the network's alone. :func:`codd_ppl.training.fit_pool` fits it.
@@ -66,12 +69,18 @@ class CouplingLayer(nn.Module):
         sweeps: int = 1,
         seed: int = 0,
         pool: LogarithmicPool | None = None,
+        tolerance: float = 0.0,
+        candidates: int | None = None,
     ) -> None:
         super().__init__()
         if combine not in ("projected", "product"):
             raise ConfigError(f'expected combine to be "projected" or "product", found {combine!r}')
         if sweeps < 1:
             raise ConfigError(f"expected sweeps >= 1, found {sweeps}")
+        if not tolerance >= 0 or (candidates is not None and candidates < 1):
+            raise ConfigError(
+                f"expected tolerance >= 0 and candidates >= 1 (or None), found {tolerance} and {candidates}"
+            )
         if pool is not None and combine != "projected":
             raise ConfigError('a pool changes what is projected onto: expected combine="projected" with it')
         if not isinstance(graph, FactorGraph):
@@ -92,6 +101,7 @@ class CouplingLayer(nn.Module):
         self.hidden_size = hidden_size
         self.combine = combine
         self.sweeps = sweeps
+        self.tolerance, self.candidates = tolerance, candidates
         self._names = graph.tokens
         self.sites = len(tokens)
         if potentials is None:
@@ -168,11 +178,12 @@ class CouplingLayer(nn.Module):
         start = cast(Potentials, self.potentials).evidence()
         if self.pool is not None:
             log_q = self.pool(log_q, *self.prior_marginals(potentials, tokens, known, log_q.dtype), ~known)
+        settings = (self.sweeps, self.tolerance, tokens, self.candidates)
         if start is None:
-            return project(self.plan, potentials, self._names, log_q, ~known, self.sweeps, tokens=tokens)
+            return project(self.plan, potentials, self._names, log_q, ~known, *settings)
         prior = start.to(log_q).expand_as(log_q)
         everything = {**potentials, self._names: prior}
-        weights = project(self.plan, everything, self._names, log_q, ~known, self.sweeps, tokens=tokens)
+        weights = project(self.plan, everything, self._names, log_q, ~known, *settings)
         return torch.where(known[..., None], 0.0, prior + weights)
 
     def prior_marginals(

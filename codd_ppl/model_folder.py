@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -49,8 +50,16 @@ def save_model(
     coupling: CouplingLayer,
     tokenizer: Tokenizer | None = None,
     about: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model folder; one that is there already is replaced as a whole.
+
+    Args:
+        path: the folder.
+        denoiser, coupling, tokenizer: what it holds.
+        about: notes of the writer.
+        dtype: store the weights in this type, such as ``torch.float16`` for half the size; they are read back in the
+            modules' own.
 
     Raises:
         ConfigError: a network or potentials of a kind that the folder can't describe, or a path that is something else.
@@ -73,6 +82,8 @@ def save_model(
             "settings": settings,
             "combine": coupling.combine,
             "sweeps": coupling.sweeps,
+            "tolerance": coupling.tolerance,
+            "candidates": coupling.candidates,
             "pool": pool,
         },
         "graph": nx.node_link_data(coupling.graph.to_networkx(), edges="edges"),
@@ -86,6 +97,8 @@ def save_model(
         (draft / "model.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         weights = {f"denoiser.{k}": v.contiguous() for k, v in denoiser.state_dict().items()}
         weights |= {f"coupling.{k}": v.contiguous() for k, v in coupling.state_dict().items()}
+        if dtype is not None:
+            weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
         save_file(weights, draft / "weights.safetensors")
         if tokenizer is not None:
             tokenizer.save(str(draft / "tokenizer.json"))
@@ -140,6 +153,8 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
             about.get("settings", {}).get("hidden_size"),
             combine=about["combine"],
             sweeps=about["sweeps"],
+            tolerance=about.get("tolerance", 0.0),
+            candidates=about.get("candidates"),
             potentials=potentials,
             pool=LogarithmicPool(about["pool"]) if about.get("pool") else None,
         )

@@ -1,4 +1,4 @@
-"""``codd demo``: train a small network and a hidden Markov coupling on text, compare, sample, report."""
+"""``codd demo``: a small network and a hidden Markov coupling, trained before or now; compare, sample, report."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from rich.console import Console
+from torch import Tensor
 
 from codd_ppl.coupling import CouplingLayer
-from codd_ppl.data import sample_text_path
-from codd_ppl.demo.report import write_report
+from codd_ppl.data import demo_model_path, sample_text_path
+from codd_ppl.demo.compare import DemoResult, compare
 from codd_ppl.demo.threads import fastest_threads
 from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.errors import ConfigError
-from codd_ppl.evaluation import NelboTable, nelbo_table, time_sampling
 from codd_ppl.graphs import topologies
-from codd_ppl.model_folder import save_model
-from codd_ppl.sampling import Generation, Sampler
-from codd_ppl.training import CoDDModule, TextDataModule
+from codd_ppl.model_folder import load_model, save_model
+from codd_ppl.potentials import LogarithmicPool
+from codd_ppl.training import CoDDModule, TextDataModule, fit_pool
 from codd_ppl.training.blocks import spread_blocks
 
-__all__ = ["DemoResult", "DemoSettings", "run_demo"]
+__all__ = ["DemoSettings", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ class DemoSettings:
     """Sizes of the demonstration; seconds are upper bounds for each part on the machine at hand.
 
     Attributes:
-        sites: tokens of a block. states: of the hidden Markov coupling. hidden, layers: of the network.
+        sites: tokens of a block. states: of the hidden Markov coupling. hidden, layers, dropout: of the network.
         train_steps: optimiser steps of the network, fewer where ``train_seconds`` would not hold them.
         epochs: passes of Baum-Welch, fewer where ``fit_seconds`` would not hold them.
         valid_blocks, draws: of the bound.
+        pool_sites: masked sites that the pool is fitted to.
     """
 
     sites: int = 64
     states: int = 64
     hidden: int = 96
     layers: int = 2
+    dropout: float = 0.0
     batch_size: int = 64
     train_steps: int = 750
     train_seconds: float = 80.0
@@ -53,6 +55,7 @@ class DemoSettings:
     valid_blocks: int = 192
     draws: int = 2
     timing_seconds: float = 8.0
+    pool_sites: int = 8192
     seed: int = 0
 
     @classmethod
@@ -66,17 +69,13 @@ class DemoSettings:
             valid_blocks=96,
             draws=1,
             timing_seconds=1.0,
+            pool_sites=4096,
         )
 
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demonstration found and wrote."""
-
-    table: NelboTable
-    samples: dict[str, list[str]]
-    folder: Path
-    seconds: float
+    @classmethod
+    def pretrained(cls) -> DemoSettings:
+        """For the model that comes with the package: less than half a minute."""
+        return cls(valid_blocks=128, draws=1, timing_seconds=2.0)
 
 
 def run_demo(
@@ -84,14 +83,23 @@ def run_demo(
     folder: str | Path = "codd-demo",
     settings: DemoSettings | None = None,
     console: Console | None = None,
+    train: bool = True,
 ) -> DemoResult:
-    """Train on a text, print the table of bounds and samples at four steps, write model, plots and report.
+    """Train on a text, or take the model that comes with the package; print the table of bounds and samples at four
 
-    Ctrl-C while training leaves a usable model folder and raises KeyboardInterrupt again.
+    steps, write model, plots and report. Ctrl-C while training leaves a usable model folder and raises
+    KeyboardInterrupt again.
+
+    Args:
+        text: to train on; None: the Shakespeare that comes with the package.
+        folder: to write to.
+        settings: sizes; those of the network and the coupling matter only where they are trained.
+        console: to print to.
+        train: False: the model that comes with the package, which was made from its text.
 
     Raises:
         DataError: a text that can't be used.
-        ConfigError: ``folder`` holds something else.
+        ConfigError: ``folder`` holds something else, or a text without ``train``.
     """
     begin = time.perf_counter()
     settings = settings or DemoSettings()
@@ -99,18 +107,29 @@ def run_demo(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, expected a folder to write to; pass another with --output")
+    if text is not None and not train:
+        raise ConfigError(
+            "the model that comes with the package was made from its own text; pass train=True with yours"
+        )
     torch.manual_seed(settings.seed)
+    saved = None if train else load_model(demo_model_path())
     data = TextDataModule(
         text or sample_text_path(),
+        tokenizer="char" if saved is None or saved.tokenizer is None else saved.tokenizer,
         block_length=settings.sites,
         batch_size=settings.batch_size,
         random_offsets=True,
         seed=settings.seed,
     )
     vocab = data.vocab_size
-    graph = topologies.hidden_markov(settings.sites, vocab, settings.states)
-    denoiser = BidirectionalTransformer(vocab, settings.hidden, settings.layers, 4)
-    coupling = CouplingLayer(graph, vocab, hidden_size=settings.hidden, sweeps=4)
+    if saved is None:
+        graph = topologies.hidden_markov(settings.sites, vocab, settings.states)
+        denoiser = BidirectionalTransformer(
+            vocab, settings.hidden, settings.layers, 4, dropout=settings.dropout
+        )
+        coupling = CouplingLayer(graph, vocab, sweeps=4, pool=LogarithmicPool())
+    else:
+        denoiser, coupling = saved.denoiser, saved.coupling
     console.print(
         f"{text or 'tinyshakespeare (excerpt)'}: {len(data.train_blocks())} training blocks of {settings.sites} "
         f"characters, vocabulary {vocab}"
@@ -122,67 +141,40 @@ def run_demo(
             denoiser(tokens)
 
     with fastest_threads(call):
-        return _compare(text, folder, settings, console, data, denoiser, coupling, begin)
+        # Half of the held-out text is for the weights of the pool, the other for the bounds.
+        held_out = data.valid_blocks()
+        if saved is None:
+            about = {"text": str(text or "tinyshakespeare")}
+            _make(denoiser, coupling, data, held_out[0::2], folder, settings, console)
+        else:
+            about = {**saved.about, "trained": "before, it came with the package"}
+            console.print("the model that comes with the package; --train makes one from scratch")
+        where = save_model(folder / "model", denoiser, coupling, data.tokenizer, about)
+        console.print(f"model in {where}")
+        blocks = spread_blocks(held_out[1::2], settings.valid_blocks)
+        return compare(denoiser, coupling, blocks, data.decode, folder, console, settings, begin)
 
 
-def _compare(
-    text: str | Path | None,
+def _make(
+    denoiser: BidirectionalTransformer,
+    coupling: CouplingLayer,
+    data: TextDataModule,
+    held_out: Tensor,
     folder: Path,
     settings: DemoSettings,
     console: Console,
-    data: TextDataModule,
-    denoiser: BidirectionalTransformer,
-    coupling: CouplingLayer,
-    begin: float,
-) -> DemoResult:
-    """Train, bound, sample, write."""
-    vocab = data.vocab_size
+) -> None:
+    """Train the network, fit the coupling."""
     try:
         console.print("[bold]1[/] network, factorised loss")
         _train(denoiser, data, settings, console)
         console.print("[bold]2[/] coupling, from the text alone (Baum-Welch)")
         _fit(coupling, data, settings)
+        fit_pool(denoiser, coupling, held_out, sites=settings.pool_sites, seed=settings.seed)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Lightning turns Ctrl-C into SystemExit
         where = save_model(folder / "model", denoiser, coupling, data.tokenizer, {"interrupted": True})
         console.print(f"interrupted; what was trained so far is in {where}")
         raise KeyboardInterrupt from stopped
-    made_from = {"text": str(text or "tinyshakespeare")}
-    where = save_model(folder / "model", denoiser, coupling, data.tokenizer, made_from)
-    console.print(f"model in {where}")
-    console.print("[bold]3[/] bounds on held-out text, and wall clock")
-    models = {"factorised": (denoiser, None), "coupled": (denoiser, coupling)}
-    steps = sorted({T for T in (1, 2, 4, 8, 16, 32) if settings.sites > T} | {settings.sites})
-    held_out = spread_blocks(data.valid_blocks(), settings.valid_blocks)
-    table = nelbo_table(models, held_out, steps, seed=settings.seed, draws=settings.draws, progress=True)
-    seconds = time_sampling(
-        models,
-        steps,
-        settings.sites,
-        batch_size=4,
-        repeats=3,
-        budget=settings.timing_seconds,
-        progress=True,
-    )
-    table = table.with_seconds(seconds, timing_batch_size=4)
-    console.print(table.render("factorised", equivalent=(1, 4)))
-    independent = CouplingLayer(topologies.independent(settings.sites, vocab), vocab)
-    drawn: dict[str, Generation] = {}
-    for name, layer in (("factorised", independent), ("coupled", coupling)):
-        template = torch.full((4, settings.sites), denoiser.mask_token_id)
-        generator = torch.Generator().manual_seed(settings.seed)
-        drawn[name] = Sampler(denoiser, layer, steps=4).generate(template, generator)
-    samples = {name: [data.decode(row) for row in g.tokens] for name, g in drawn.items()}
-    console.print("\n[bold]samples at 4 steps[/]")
-    for name, rows in samples.items():
-        for row in rows:
-            console.print(f"{name:>11} │ ", end="")
-            console.print(row.replace("\n", "⏎"), markup=False, highlight=False)
-    table.save(folder / "nelbo.json")
-    small = topologies.hidden_markov(6, vocab, settings.states)
-    report = write_report(folder, table, samples, small, drawn["coupled"])
-    total = time.perf_counter() - begin
-    console.print(f"\nmodel   {where}\nplots   {folder}/*.png\nreport  {report}\n{total:.0f} seconds")
-    return DemoResult(table, samples, folder, total)
 
 
 def _train(

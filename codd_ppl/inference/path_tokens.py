@@ -18,6 +18,9 @@ from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["sweep_tokens", "usable"]
 
+TINY = 1e-7
+"""Share of a row of sums, or of a site's probability, that is rounding."""
+
 
 def usable(tables: Tables, model: HiddenMarkov, sites: tuple[str, ...], target: Tensor) -> bool:
     """Whether :func:`sweep_tokens` may be asked: a large emission table, no other evidence of tokens, no graph."""
@@ -43,6 +46,7 @@ def sweep_tokens(
     tokens: Int[Tensor, "batch sites"],
     sweeps: int,
     tolerance: float,
+    candidates: int | None = None,
 ) -> Float[Tensor, "batch sites vocab"] | None:
     """Log-weights, 0 where not masked; None where linear space is not safe.
 
@@ -56,6 +60,7 @@ def sweep_tokens(
         target: log q.
         masked, tokens: where to project, and the values elsewhere.
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
+        candidates: as there; only where every token is possible.
     """
     emission = tables.step(model.emission)
     assert isinstance(emission, KeptTable)
@@ -72,6 +77,8 @@ def sweep_tokens(
     rows = places[:, 1].split(torch.bincount(places[:, 0], minlength=len(order)).tolist())
     semiring, result = LogSemiring(), torch.empty_like(target)
     result[~masked] = 0.0
+    few = candidates is not None and candidates < target.shape[-1] and bool((target > -torch.inf).all())
+    fit = _Candidates(emission.by_child, emission.sums, candidates or 1) if few else _Whole(table)
     for sweep in range(sweeps):
         right, least, change = [torch.ones_like(latent[0])] * len(order), list[Tensor](), 0.0
         for k in range(len(order) - 1, 0, -1):
@@ -80,12 +87,9 @@ def sweep_tokens(
         for k, site in enumerate(order):
             least += [left.amin(), right[k].amin()]
             if len(rows[k]):
-                log_q = target[rows[k], site]
-                cavity = transposed_times((left * right[k])[rows[k]], table)
-                least.append(cavity.amin())
-                new = times(log_q.exp().div_(cavity), table)
+                weight, new, smallest = fit(target[rows[k], site], (left * right[k])[rows[k]])
+                least.append(smallest)
                 messages[k] = new if len(new) == batch else messages[k].index_copy(0, rows[k], new)
-                weight = log_q.sub_(cavity.div_(cavity.sum(-1, keepdim=True)).log_())
                 if sweep and tolerance > 0:
                     gap = weight - result[rows[k], site]
                     change = max(change, float(torch.where(torch.isfinite(gap), gap, 0.0).abs().amax()))
@@ -99,3 +103,47 @@ def sweep_tokens(
         if sweep and tolerance > 0 and change <= tolerance:
             break
     return result
+
+
+class _Whole:
+    """All tokens of a site: log-weights, the message that goes on, and the smallest cavity."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``log_q`` (rows, vocab), which is used up, and the latents' belief (rows, states)."""
+        cavity = transposed_times(belief, self.table)
+        least = cavity.amin()
+        message = times(log_q.exp().div_(cavity), self.table)
+        return log_q.sub_(cavity.div_(cavity.sum(-1, keepdim=True)).log_()), message, least
+
+
+class _Candidates:
+    """The likeliest tokens of each row one by one, the others as one token whose row of the table is what is left.
+
+    Among the others the weight is constant: they have the network's probability together, in the prior's proportions.
+    """
+
+    def __init__(self, table: Tensor, sums: Tensor, count: int) -> None:
+        self.table, self.sums, self.count = table, sums, count
+        self._room = table.new_empty(
+            0, table.shape[1]
+        )  # fresh memory for the rows would cost more than reading them
+
+    def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top, index = log_q.topk(self.count, sorted=False)
+        if len(self._room) < index.numel():
+            self._room = self.table.new_empty(index.numel(), self.table.shape[1])
+        rows = torch.index_select(self.table, 0, index.flatten(), out=self._room[: index.numel()])
+        share, chosen = top.exp(), rows.view(*index.shape, -1).to(belief.dtype)
+        # What is left may be nothing but the rounding of these sums.
+        tail = (self.sums - chosen.sum(1)).clamp(min=0) + TINY * self.sums
+        rest = (1 - share.sum(-1, keepdim=True)).clamp(min=TINY)
+        cavity = (belief[:, None] @ chosen.mT)[:, 0]
+        other = (belief * tail).sum(-1, keepdim=True)
+        message = ((share / cavity)[:, None] @ chosen)[:, 0] + rest / other * tail
+        total = (cavity.sum(-1, keepdim=True) + other).log()
+        weight = (rest.log() - other.log() + total).expand(log_q.shape)
+        weight = weight.scatter(-1, index, top - cavity.log() + total)
+        return weight, message, torch.minimum(cavity.amin(), other.amin())

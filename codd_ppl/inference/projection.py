@@ -174,6 +174,7 @@ def project(
     sweeps: int = 1,
     tolerance: float = 0.0,
     tokens: Int[Tensor, "*batch sites"] | None = None,
+    candidates: int | None = None,
 ) -> Float[Tensor, "*batch sites vocab"]:
     """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
 
@@ -187,18 +188,24 @@ def project(
         tolerance: stop early when no log-weight changed by more than this in a sweep (0: never).
         tokens: clamp the sites that are not masked to these values; evidence of the sites is then read only from
             one key, the tuple of all of them.
+        candidates: an approximation for large vocabularies: only so many of the likeliest tokens of a site get the
+            network's probabilities, the others together theirs, in the prior's proportions, so that each site costs
+            candidates and not vocab rows of the emission table. The law stays proper over the whole vocabulary. It is
+            used along hidden Markov models with a large emission table where nothing is ruled out; else all are fitted.
 
     Returns:
         log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
 
     Raises:
-        ConfigError: sweeps < 1.
+        ConfigError: sweeps or candidates < 1.
         PotentialsError: malformed log-potentials.
         IntractableError: the plan is an approximation.
     """
     loopy.require_exact(plan, "project")
     if sweeps < 1:
         raise ConfigError(f"sweeps must be at least 1, found {sweeps}")
+    if candidates is not None and candidates < 1:
+        raise ConfigError(f"candidates must be at least 1, or None for all tokens, found {candidates}")
     batch_shape, names = tuple(log_targets.shape[:-2]), tuple(sites)
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
@@ -208,7 +215,9 @@ def project(
             whole = log_targets.shape[:-1]
             target = log_targets.reshape(-1, *log_targets.shape[-2:])
             hidden, value = (t.expand(whole).reshape(-1, len(names)) for t in (masked, tokens))
-            found = path_tokens.sweep_tokens(tables, model, target, hidden, value, sweeps, tolerance)
+            found = path_tokens.sweep_tokens(
+                tables, model, target, hidden, value, sweeps, tolerance, candidates
+            )
             if found is not None:
                 return found.reshape(log_targets.shape)
         values = torch.arange(log_targets.shape[-1], device=log_targets.device)

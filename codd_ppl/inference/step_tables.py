@@ -119,6 +119,12 @@ class KeptTable(StepTable):
         others = tuple(d for d in range(linear.dim()) if d != axis)
         return MEMORY.get(self.raw, ("sums", axis, dtype), lambda _: linear.sum(others, dtype=dtype))
 
+    @property
+    def by_child(self) -> Tensor:
+        """The linear form of a table of order two as rows (child, parent) in one piece each; a copy, kept like it."""
+        name, linear = ("by_child", self.parent_axis, self.dtype), self.stored[0, 0]
+        return linear if linear.is_contiguous() else MEMORY.get(self.raw, name, lambda _: linear.contiguous())
+
     def rows(self, values: Tensor) -> Tensor:
         """As in :class:`StepTable`."""
         return self.raw.detach().movedim(self.parent_axis, 0)[values].to(self.dtype)

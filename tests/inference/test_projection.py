@@ -466,3 +466,56 @@ def test_known_tokens_as_rows_of_a_contextual_model(own, monkeypatch):
     this.prior[this.sites] = torch.zeros_like(this.log_q).masked_fill(clash, -math.inf)
     torch.testing.assert_close(found, this.projected(1), rtol=1e-8, atol=1e-8)
     assert used == ([] if own else [True])
+
+
+def large(vocab: int = 8, ruled_out: bool = False) -> tuple[Case, torch.Tensor]:
+    """A hidden Markov model of four sites, and its known tokens."""
+    graph = topologies.hidden_markov(4, vocab, 3)
+    this = case(graph, batch=(4,), seed=4, known=0.2, spread=2.0, infinite=0.1 if ruled_out else 0.0)
+    return this, this.prior.pop(this.sites).argmax(-1)
+
+
+def test_candidates_have_their_probabilities_and_the_others_theirs_together(monkeypatch):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    this, tokens = large()
+    settings = {"sweeps": 60, "tokens": tokens, "candidates": 4}
+    log_w = project(compile(this.graph), this.prior, this.sites, this.log_q, ~this.known, **settings)
+    clash = this.known[..., None] & (torch.arange(8) != tokens[..., None])
+    this.prior[this.sites] = torch.zeros_like(this.log_q).masked_fill(clash, -math.inf)
+    found, exact = this.marginals(this.law(log_w)).exp(), this.log_q.exp()
+    top = exact.topk(4).indices
+    chosen = torch.zeros_like(exact, dtype=torch.bool).scatter(-1, top, True)
+    masked = ~this.known[..., None]
+    assert float(((found - exact).abs() * (chosen & masked)).max()) < 1e-6
+    rest = ((found - exact) * ~chosen).sum(-1).abs() * ~this.known
+    assert float(rest.max()) < 1e-6
+    spread = torch.where(chosen, math.nan, log_w)
+    high, low = spread.nan_to_num(-math.inf).amax(-1), spread.nan_to_num(math.inf).amin(-1)
+    assert torch.equal(high[~this.known], low[~this.known]), "one weight for all others"
+
+
+def test_more_candidates_are_nearer_to_the_full_sweep_and_all_are_it(monkeypatch):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    this, tokens = large()
+    evidence = torch.zeros_like(this.log_q)
+    clash = this.known[..., None] & (torch.arange(8) != tokens[..., None])
+    plan = compile(this.graph)
+    laws = []
+    for count in (1, 3, 5, 7, 8, None):
+        log_w = project(
+            plan, this.prior, this.sites, this.log_q, ~this.known, 2, tokens=tokens, candidates=count
+        )
+        prior = {**this.prior, this.sites: evidence.masked_fill(clash, -math.inf)}
+        laws.append(Case(this.graph, prior, this.log_q, this.known).law(log_w))
+    gaps = [float(divergence(laws[-1], law).sum()) for law in laws]
+    assert gaps[0] > gaps[1] > gaps[2] > 1e-4 and abs(gaps[3]) < 1e-6 and gaps[4] == 0.0
+    torch.testing.assert_close(laws[3], laws[5], rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_network_rules_out_stays_so_with_candidates(monkeypatch):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    this, tokens = large(ruled_out=True)
+    given = (compile(this.graph), this.prior, this.sites, this.log_q, ~this.known)
+    assert torch.equal(project(*given, tokens=tokens, candidates=3), project(*given, tokens=tokens))
+    with pytest.raises(ConfigError, match="candidates"):
+        project(*given, tokens=tokens, candidates=0)
