@@ -2,7 +2,12 @@
 
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.latent import LatentPotentials
-from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
+from codd_ppl.potentials.statistics import (
+    log_unigram,
+    mutual_information,
+    pairwise_mutual_information,
+    pointwise_mutual_information,
+)
 from codd_ppl.potentials.table import Potentials, TablePotentials
 
 __all__ = [
@@ -11,5 +16,7 @@ __all__ = [
     "TablePotentials",
     "baum_welch",
     "log_unigram",
+    "mutual_information",
+    "pairwise_mutual_information",
     "pointwise_mutual_information",
 ]
