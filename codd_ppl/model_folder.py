@@ -22,11 +22,11 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.potentials import LatentPotentials, TablePotentials
+from codd_ppl.potentials import LatentPotentials, LowRankPotentials, TablePotentials
 
 __all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
-KINDS = {kind.__name__: kind for kind in (LatentPotentials, TablePotentials)}
+KINDS = {kind.__name__: kind for kind in (LatentPotentials, LowRankPotentials, TablePotentials)}
 
 
 @dataclass(frozen=True)

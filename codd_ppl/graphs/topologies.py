@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from codd_ppl.errors import GraphError
 from codd_ppl.graphs.factor_graph import FactorGraph, token_graph
+from codd_ppl.graphs.rank import low_rank
 from codd_ppl.graphs.spanning_tree import chow_liu
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "hidden_markov",
     "independent",
     "latent_tree",
+    "low_rank",
     "skip_chain",
     "star",
     "tree",

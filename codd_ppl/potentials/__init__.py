@@ -1,7 +1,9 @@
 """Layer 4, parameterise: modules that hold the log-potentials of a coupling, and their starts from text."""
 
+from codd_ppl.potentials.aspect_model import AspectModel, aspect_model
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.latent import LatentPotentials
+from codd_ppl.potentials.low_rank import LowRankPotentials
 from codd_ppl.potentials.statistics import (
     log_unigram,
     mutual_information,
@@ -11,9 +13,12 @@ from codd_ppl.potentials.statistics import (
 from codd_ppl.potentials.table import Potentials, TablePotentials
 
 __all__ = [
+    "AspectModel",
     "LatentPotentials",
+    "LowRankPotentials",
     "Potentials",
     "TablePotentials",
+    "aspect_model",
     "baum_welch",
     "log_unigram",
     "mutual_information",
