@@ -50,8 +50,9 @@ def aspect_model(
     """Fit by EM, cost cells * rank for each step.
 
     Component 0 is exp(unigram) on both sides and has a weight of at least pseudo_count / (n + pseudo_count), which is
-    what mixing that many independent draws into the counts gives it; the others and their weights are fitted. Each of
-    them starts near one token on the left, frequent tokens having several, and is learned from there.
+    what mixing that many independent draws into the counts gives it; the others and their weights are fitted (one
+    alone, rank 2, gains next to nothing: it has to keep the token frequencies). Each of them starts near one token on
+    the left, frequent tokens having several, and is learned from there.
 
     Args:
         cells, counts: the distinct pairs and how often each was seen, from ``statistics.pair_counts``.
