@@ -119,7 +119,8 @@ class CouplingLayer(nn.Module):
             blocks: (n, sites) int64 clean text.
             progress: show a progress bar.
             seed: of the start and the order of the blocks.
-            settings: for Baum-Welch, see :func:`codd_ppl.potentials.baum_welch` (``epochs=3``, ...).
+            settings: of the potentials' own start, such as ``pseudo_count`` of tables, or what
+                :func:`codd_ppl.potentials.baum_welch` takes (``epochs=3``, ...).
 
         Returns:
             What the potentials report: mutual information by table, or the likelihood trace.

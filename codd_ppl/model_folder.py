@@ -23,12 +23,19 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials, LogarithmicPool, TablePotentials
+from codd_ppl.potentials import (
+    ContextualLatentPotentials,
+    LatentPotentials,
+    LogarithmicPool,
+    LowRankPotentials,
+    TablePotentials,
+)
 
 __all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
 KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (ContextualLatentPotentials, LatentPotentials, TablePotentials)
+    kind.__name__: kind
+    for kind in (ContextualLatentPotentials, LatentPotentials, LowRankPotentials, TablePotentials)
 }
 SETTINGS = {"ContextualLatentPotentials": ("hidden_size", "width", "gates")}
 """What a kind of potentials is built from, beside the graph: attributes of the same names."""

@@ -9,7 +9,7 @@ import networkx as nx
 
 from codd_ppl.errors import GraphError
 
-__all__ = ["Factor", "FactorGraph", "Variable", "reading_order"]
+__all__ = ["Factor", "FactorGraph", "Variable", "reading_order", "token_graph"]
 
 
 def reading_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -290,3 +290,17 @@ class FactorGraph:
 
 def _of_kind(graph: nx.Graph, kind: str) -> list[tuple[tuple[str, str], dict]]:
     return [(node, data) for node, data in graph.nodes(data=True) if data["kind"] == kind]
+
+
+def token_graph(sites: int, cardinality: int) -> FactorGraph:
+    """Tokens ``x0 .. x{sites-1}`` without a factor: what a topology starts from.
+
+    Raises:
+        GraphError: ``sites`` or ``cardinality`` isn't an integer >= 1.
+    """
+    if isinstance(sites, bool) or not isinstance(sites, int) or sites < 1:
+        raise GraphError(f"sites must be an integer >= 1, found {sites!r}")
+    graph = FactorGraph()
+    for i in range(sites):
+        graph.add_variable(f"x{i}", cardinality)
+    return graph

@@ -5,38 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codd_ppl.errors import GraphError
-from codd_ppl.graphs.factor_graph import FactorGraph
+from codd_ppl.graphs.factor_graph import FactorGraph, token_graph
+from codd_ppl.graphs.rank import low_rank
+from codd_ppl.graphs.spanning_tree import chow_liu
 
 __all__ = [
     "caterpillar",
     "chain",
+    "chow_liu",
     "grid",
     "hidden_markov",
     "independent",
     "latent_tree",
+    "low_rank",
     "skip_chain",
     "star",
     "tree",
 ]
 
 
-def _tokens(sites: int, cardinality: int) -> FactorGraph:
-    if isinstance(sites, bool) or not isinstance(sites, int) or sites < 1:
-        raise GraphError(f"sites must be an integer >= 1, found {sites!r}")
-    graph = FactorGraph()
-    for i in range(sites):
-        graph.add_variable(f"x{i}", cardinality)
-    return graph
-
-
 def independent(sites: int, cardinality: int) -> FactorGraph:
     """Tokens without any factor: the factorised denoiser."""
-    return _tokens(sites, cardinality)
+    return token_graph(sites, cardinality)
 
 
 def chain(sites: int, cardinality: int, tie: str | None = "edge") -> FactorGraph:
     """Neighbouring tokens coupled: x0 - x1 - ... ; ``tie=None`` gives each edge its own table."""
-    graph = _tokens(sites, cardinality)
+    graph = token_graph(sites, cardinality)
     for i in range(sites - 1):
         graph.add_factor((f"x{i}", f"x{i + 1}"), tie=tie)
     return graph
@@ -54,7 +49,7 @@ def tree(parents: Sequence[int | None], cardinality: int, tie: str | None = None
         GraphError: a parent out of range or a token that is its own parent. (A parent list with a loop is
             found by ``compile``, which names it.)
     """
-    graph = _tokens(len(parents), cardinality)
+    graph = token_graph(len(parents), cardinality)
     for i, parent in enumerate(parents):
         if parent is None or parent == -1:
             continue
@@ -72,7 +67,7 @@ def star(sites: int, cardinality: int, states: int | None = None, tie: str | Non
     With ``states`` the hub is a latent ``z0`` (a mixture of products: ``initial`` is the mixing weight);
     without, the hub is token x0.
     """
-    graph = _tokens(sites, cardinality)
+    graph = token_graph(sites, cardinality)
     if states is None:
         for i in range(1, sites):
             graph.add_factor(("x0", f"x{i}"), tie=tie)
@@ -89,7 +84,7 @@ def hidden_markov(sites: int, cardinality: int, states: int) -> FactorGraph:
 
     p(z, x) = initial(z0) prod_i transition(z_i, z_{i+1}) prod_i emission(z_i, x_i).
     """
-    graph = _tokens(sites, cardinality)
+    graph = token_graph(sites, cardinality)
     for i in range(sites):
         graph.add_variable(f"z{i}", states, latent=True)
     graph.add_factor(("z0",), name="initial")
@@ -107,7 +102,7 @@ def latent_tree(sites: int, cardinality: int, states: int, tie: bool = True) -> 
     parent latent (``transition1`` just above the leaves, then ``transition2``, ...). An odd one out is joined
     alone, so that any number of sites works. ``tie=False`` gives each factor its own table.
     """
-    graph = _tokens(sites, cardinality)
+    graph = token_graph(sites, cardinality)
     levels: list[list[int]] = [list(range(sites))]  # columns: positions within each level, leaves first
     while len(levels[-1]) > 1:
         levels.append(list(range((len(levels[-1]) + 1) // 2)))
@@ -136,7 +131,7 @@ def caterpillar(spine: int, legs: int, cardinality: int, tie: bool = True) -> Fa
     if spine < 1 or legs < 0:
         raise GraphError(f"caterpillar: expected spine >= 1 and legs >= 0, found {spine} and {legs}")
     width = legs + 1
-    graph = _tokens(spine * width, cardinality)
+    graph = token_graph(spine * width, cardinality)
     for s in range(spine):
         if s + 1 < spine:
             graph.add_factor((f"x{s * width}", f"x{(s + 1) * width}"), tie="spine" if tie else None)
@@ -153,7 +148,7 @@ def grid(rows: int, columns: int, cardinality: int, tie: bool = True) -> FactorG
     """
     if rows < 1 or columns < 1:
         raise GraphError(f"grid: expected rows >= 1 and columns >= 1, found {rows} and {columns}")
-    graph = _tokens(rows * columns, cardinality)
+    graph = token_graph(rows * columns, cardinality)
     for i in range(rows * columns):
         if (i + 1) % columns:
             graph.add_factor((f"x{i}", f"x{i + 1}"), tie="right" if tie else None)
@@ -174,7 +169,7 @@ def skip_chain(sites: int, cardinality: int, skips: Sequence[int] = (1, 2), tie:
     offsets = tuple(skips)
     if not offsets or len(set(offsets)) != len(offsets) or any(s < 1 for s in offsets):
         raise GraphError(f"skip_chain: expected distinct skips >= 1, found {offsets}")
-    graph = _tokens(sites, cardinality)
+    graph = token_graph(sites, cardinality)
     for i in range(sites):
         for s in offsets:
             if i + s < sites:

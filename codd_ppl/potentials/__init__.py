@@ -1,19 +1,31 @@
 """Layer 4, parameterise: modules that hold the log-potentials of a coupling, and their starts from text."""
 
+from codd_ppl.potentials.aspect_model import AspectModel, aspect_model
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.contextual import ContextualLatentPotentials
 from codd_ppl.potentials.latent import LatentPotentials
+from codd_ppl.potentials.low_rank import LowRankPotentials
 from codd_ppl.potentials.pool import LogarithmicPool
-from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
+from codd_ppl.potentials.statistics import (
+    log_unigram,
+    mutual_information,
+    pairwise_mutual_information,
+    pointwise_mutual_information,
+)
 from codd_ppl.potentials.table import Potentials, TablePotentials
 
 __all__ = [
+    "AspectModel",
     "ContextualLatentPotentials",
     "LatentPotentials",
     "LogarithmicPool",
+    "LowRankPotentials",
     "Potentials",
     "TablePotentials",
+    "aspect_model",
     "baum_welch",
     "log_unigram",
+    "mutual_information",
+    "pairwise_mutual_information",
     "pointwise_mutual_information",
 ]

@@ -90,21 +90,37 @@ class TablePotentials(nn.Module):
         return self.unigram if len(self._keys) else None
 
     def init_from_corpus(
-        self, blocks: Int[Tensor, "blocks sites"], *, progress: bool = True, seed: int = 0
+        self,
+        blocks: Int[Tensor, "blocks sites"],
+        *,
+        progress: bool = True,
+        seed: int = 0,
+        pseudo_count: float | None = None,
     ) -> dict[str, float]:
         """Set every token-only table to the pointwise mutual information of its sites, pooled over a tie.
 
         Unary factors start at 0 since ``evidence`` holds the token frequencies.
 
+        Args:
+            blocks: (n, sites) int64.
+            progress, seed: not read; counting is quick and exact.
+            pseudo_count: independent draws mixed in, see :func:`pointwise_mutual_information`; the vocabulary's size
+                if None. With 0 what never occurs together is impossible (-inf): a hard constraint, to be kept frozen.
+
         Returns:
             Tie or factor name -> mutual information of its tokens in the corpus, nats.
 
         Raises:
+            ConfigError: a negative ``pseudo_count``.
             GraphError: all factors touch latents, which counts can't start.
             ShapeError, TokenError: blocks that don't fit the graph.
         """
         tokens = [self.graph.variables[name] for name in self.graph.tokens]
         check_blocks(blocks, len(tokens), tokens[0].cardinality)
+        if pseudo_count is not None and pseudo_count < 0:
+            raise ConfigError(
+                f"expected pseudo_count >= 0, or None for the vocabulary's size, found {pseudo_count}"
+            )
         site = {v.name: i for i, v in enumerate(tokens)}
         unigram = log_unigram(blocks, tokens[0].cardinality)
         found: dict[str, float] = {}
@@ -117,13 +133,13 @@ class TablePotentials(nn.Module):
             if len(scopes[0]) == 1:
                 continue
             groups = [blocks[:, [site[v] for v in scope]] for scope in scopes]
-            table = pointwise_mutual_information(groups, tokens[0].cardinality, unigram)
+            table = pointwise_mutual_information(groups, tokens[0].cardinality, unigram, pseudo_count)
             with torch.no_grad():
                 self.tables[key].copy_(table)
             outer = table
             for axis in range(table.dim()):
                 outer = outer + unigram.reshape([-1 if a == axis else 1 for a in range(table.dim())])
-            found[name] = float((outer.exp() * table).sum())
+            found[name] = float(torch.where(table == -torch.inf, 0.0, outer.exp() * table).sum())
         if latent and len(latent) == len(self._keys):
             raise GraphError(
                 f"counts can't start tables over latent variables ({', '.join(latent[:3])}), and Baum-Welch needs "

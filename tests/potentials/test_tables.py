@@ -221,3 +221,14 @@ def test_counts_cannot_start_latents():
 def test_a_table_that_is_too_large():
     with pytest.raises(ConfigError, match=r"50000 x 50000 = 2,500,000,000 entries.*hidden_markov"):
         TablePotentials(topologies.chain(2, 50_000))
+
+
+def test_without_smoothing_what_never_occurs_is_impossible():
+    potentials = TablePotentials(topologies.chain(2, 3))
+    blocks = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    found = potentials.init_from_corpus(blocks, pseudo_count=0.0)
+    table = potentials()["edge"].detach()
+    assert torch.equal(table.isfinite(), torch.eye(3, dtype=torch.bool).roll(1, dims=1))
+    assert found["edge"] == pytest.approx(math.log(3))
+    with pytest.raises(ConfigError, match="pseudo_count >= 0"):
+        potentials.init_from_corpus(blocks, pseudo_count=-1.0)
