@@ -12,7 +12,7 @@ from torch import nn
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.sampling.protocol import Coupling, JointDistribution
+from codd_ppl.sampling.protocol import Coupling, JointDistribution, SetDistribution
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
@@ -125,7 +125,10 @@ class Sampler:
                 )
                 revealed = masked if k == 1 else self._reveal(state)
                 if bool(revealed.any()):
-                    drawn = prediction.dist.sample((), generator=generator)
+                    dist = prediction.dist
+                    if isinstance(dist, SetDistribution):
+                        dist = dist.restrict(revealed)
+                    drawn = dist.sample((), generator=generator)
                     xt = torch.where(revealed, drawn, xt)
                     masked = masked & ~revealed
                     history = torch.where(revealed, step, history)
