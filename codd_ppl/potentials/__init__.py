@@ -2,11 +2,14 @@
 
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.latent import LatentPotentials
+from codd_ppl.potentials.offset_pairs import EdgeScores, OffsetPairs
 from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
 from codd_ppl.potentials.table import Potentials, TablePotentials
 
 __all__ = [
+    "EdgeScores",
     "LatentPotentials",
+    "OffsetPairs",
     "Potentials",
     "TablePotentials",
     "baum_welch",

@@ -17,6 +17,7 @@ from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
+from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 from codd_ppl.typing import Float, Int
 
 __all__ = ["CoDDModule"]
@@ -56,7 +57,7 @@ class CoDDModule(L.LightningModule):
     def __init__(
         self,
         denoiser: nn.Module,
-        coupling: CouplingLayer,
+        coupling: CouplingLayer | SpanningTreeCoupling,
         steps: int | Sequence[int] | Literal["any"] = "any",
         schedule: Schedule | None = None,
         freeze_denoiser: bool = False,
@@ -118,7 +119,7 @@ class CoDDModule(L.LightningModule):
                 output = self.network(noised.xt)
         else:
             output = self.network(noised.xt)
-        if not self.coupling.plan.factors:
+        if isinstance(self.coupling, CouplingLayer) and not self.coupling.plan.factors:
             return factorised_nelbo(noised, output.logits)
         dist = self.coupling(output.logits, hidden=output.hidden, tokens=noised.xt, known=noised.known)
         return coupled_nelbo(noised, output.logits, dist)
