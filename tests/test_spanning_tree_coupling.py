@@ -11,12 +11,13 @@ from scipy import stats
 
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import DenoiserOutput
-from codd_ppl.diffusion import LinearSchedule, coupled_nelbo, factorised_nelbo, noise
+from codd_ppl.diffusion import LinearSchedule, ReverseProcess, coupled_nelbo, factorised_nelbo, noise
+from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.distributions import MaximumTree, SpanningTreeMixture
 from codd_ppl.errors import ConfigError, LogitsError, ShapeError, TokenError
 from codd_ppl.evaluation import nelbo_table
 from codd_ppl.graphs import topologies
-from codd_ppl.sampling import Coupling, JointDistribution, Sampler, SetDistribution
+from codd_ppl.sampling import Coupling, JointDistribution, Sampler
 from codd_ppl.spanning_tree_coupling import MaximumTreeCoupling, SpanningTreeCoupling
 
 KINDS = [SpanningTreeCoupling, MaximumTreeCoupling]
@@ -255,6 +256,25 @@ def test_the_sampler_has_the_law_that_the_bound_bounds(
     )
     counts = torch.bincount((drawn * torch.tensor([4, 2, 1])).sum(-1), minlength=8)
     assert stats.chisquare(counts.numpy(), (law / law.sum()).double().numpy() * len(drawn)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_the_pyro_program(kind: type[SpanningTreeCoupling]) -> None:
+    """Its probabilities sum to 1 and are those of its draws."""
+    coupling = random_coupling(kind, 3, 2, max_offset=2).float()
+    process = ReverseProcess(Frequencies(torch.randn(3, 2)), coupling, steps=3)
+    xt = torch.tensor([[2, 2, 2], [2, 1, 2]])
+    step = process.reveal_step(xt, 2)
+    everything = sequences(3, 3)[:, None]
+    chance = step.log_prob(everything.expand(27, 2, 3)).detach().double().exp()
+    torch.testing.assert_close(chance.sum(0), torch.ones(2).double())
+    drawn = step.sample((20_000,))
+    for row in range(2):
+        counts = torch.bincount((drawn[:, row] * torch.tensor([9, 3, 1])).sum(-1), minlength=27)
+        keep = chance[:, row] > 0
+        assert bool((counts[~keep] == 0).all())
+        want = chance[keep, row] / chance[keep, row].sum() * len(drawn)
+        assert stats.chisquare(counts[keep].numpy(), want.numpy()).pvalue > 1e-3
 
 
 def planted(number: int, generator: torch.Generator) -> torch.Tensor:

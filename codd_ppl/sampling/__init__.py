@@ -1,6 +1,6 @@
 """Generate: unmasking policies and the few-step sampler."""
 
-from codd_ppl.sampling.protocol import Coupling, JointDistribution, SetDistribution
+from codd_ppl.sampling.protocol import Coupling, JointDistribution
 from codd_ppl.sampling.sampler import Generation, Sampler
 from codd_ppl.sampling.unmasking import (
     Entropy,
@@ -24,7 +24,6 @@ __all__ = [
     "RandomUnmasking",
     "RevealState",
     "Sampler",
-    "SetDistribution",
     "UnmaskingPolicy",
     "coupled_marginals",
     "network_marginals",

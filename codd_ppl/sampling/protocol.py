@@ -9,7 +9,7 @@ import torch
 
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
-__all__ = ["Coupling", "JointDistribution", "SetDistribution"]
+__all__ = ["Coupling", "JointDistribution"]
 
 
 @runtime_checkable
@@ -29,17 +29,6 @@ class JointDistribution(Protocol):
         self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None
     ) -> Int[Tensor, "*samples batch sites"]:
         """Exact joint draws, known tokens filled in."""
-
-
-@runtime_checkable
-class SetDistribution(JointDistribution, Protocol):
-    """A joint distribution that has a law for each set of sites, none the marginal of another's (spanning trees).
-
-    ``log_prob(x, sites=S)`` is then that of S, and the sampler draws from it once it has chosen S.
-    """
-
-    def restrict(self, sites: Bool[Tensor, "batch sites"]) -> JointDistribution:
-        """The law of the masked ones of ``sites``; what it draws elsewhere is not used."""
 
 
 @runtime_checkable

@@ -10,9 +10,10 @@ from rich.progress import Progress
 from torch import nn
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.sampling.protocol import Coupling, JointDistribution, SetDistribution
+from codd_ppl.sampling.protocol import Coupling, JointDistribution
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
