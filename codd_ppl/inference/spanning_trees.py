@@ -1,35 +1,29 @@
 """Sums, draws and maxima over all spanning trees of a weighted graph, for a batch of graphs at once.
 
 The weight of a tree T is prod_{ij in T} beta_ij. Their sum is a determinant of the reduced Laplacian (Kirchhoff 1847,
-the matrix-tree theorem). It is computed without a subtraction, so that no spread of the weights costs digits: take out
-site k, whose degree is d_k = sum_{j < k} beta_kj, and give its neighbours what its paths were worth,
-
-    Z(sites <= k; beta) = d_k Z(sites < k; beta'),    beta'_ij = beta_ij + beta_ik beta_kj / d_k
-
-(star-mesh transform; for Markov chains Grassmann, Taksar and Heyman 1985). Run backwards it draws a tree exactly, also
-in n steps: let T' be a tree of the smaller graph, directed to the root. Each of its edges i -> j goes through k with
-chance (beta_ik beta_kj / d_k) / beta'_ij; those then point to k, and k points to a site j of the part that still
-reaches the root, with chance proportional to beta_kj. (The trees over the parts that hang on k sum to the mass of the
-root's part, by Cayley's formula for weighted rooted forests.)
+the matrix-tree theorem), computed by taking the sites out one by one (:mod:`codd_ppl.inference.star_mesh`), so that no
+spread of the weights costs digits. Run backwards the same draws a tree exactly, also in n steps: let T' be a tree of
+the graph without site k, directed to the root. Each of its edges i -> j goes through k with chance
+(beta_ik beta_kj / d_k) / beta'_ij; those then point to k, and k points to a site j of the part that still reaches the
+root, with chance proportional to beta_kj. (The trees over the parts that hang on k sum to the mass of the root's part,
+by Cayley's formula for weighted rooted forests.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from codd_ppl.errors import InfeasibleError, PotentialsError, ShapeError
+from codd_ppl.inference import star_mesh
 from codd_ppl.inference.sampling import categorical
 from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["edge_marginals", "log_partition", "maximum_spanning_forest", "sample"]
-
-SPREAD = 500.0
-"""Nats between the largest and the smallest weight of a graph up to which float64 needs no logarithms."""
 
 
 def log_partition(
@@ -69,8 +63,8 @@ def edge_marginals(
         InfeasibleError: the members of some graph don't hang together.
     """
     weights, inside = _checked(log_beta, members)
-    _require_connected(_total(_eliminate(weights, inside), inside), log_beta.shape[:-2])
-    return _marginals(weights, inside).reshape(log_beta.shape).to(log_beta.dtype)
+    _require_connected(star_mesh.log_total(star_mesh.eliminate(weights, inside), inside), log_beta.shape[:-2])
+    return star_mesh.edge_marginals(weights, inside).reshape(log_beta.shape).to(log_beta.dtype)
 
 
 def sample(
@@ -89,11 +83,11 @@ def sample(
     """
     weights, inside = _checked(log_beta, members)
     weights = weights.detach()
-    gone = _eliminate(weights, inside)
-    _require_connected(_total(gone, inside), log_beta.shape[:-2])
+    gone = star_mesh.eliminate(weights, inside)
+    _require_connected(star_mesh.log_total(gone, inside), log_beta.shape[:-2])
     batch, n = inside.shape
     draws = int(torch.Size(sample_shape).numel())
-    active = (inside & ~_roots(inside)).expand(draws, batch, n)
+    active = (inside & ~star_mesh.roots(inside)).expand(draws, batch, n)
     # Path weights through every site k that was taken out, from i: beta_ik, to j: beta_kj / d_k.
     row, degree = gone.log_rows, gone.log_degrees
     onward = torch.where(
@@ -154,101 +148,18 @@ def maximum_spanning_forest(
     return parents.reshape(scores.shape[:-1])
 
 
-class _Elimination(NamedTuple):
-    """What was seen while sites n-1, .., 1 were taken out; row k holds j < k only, -inf elsewhere."""
-
-    log_rows: Tensor  # (batch, n, n)
-    log_degrees: Tensor  # (batch, n, 1)
-
-
 class _LogPartition(torch.autograd.Function):
     """The elimination forward, the edge marginals backward."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, inside: Tensor) -> Tensor:
         ctx.save_for_backward(weights, inside)
-        return _total(_eliminate(weights, inside), inside)
+        return star_mesh.log_total(star_mesh.eliminate(weights, inside), inside)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, inside = ctx.saved_tensors
-        return grad[:, None, None] * _marginals(weights, inside) / 2, None
-
-
-def _eliminate(weights: Tensor, inside: Tensor) -> _Elimination:
-    n = inside.shape[-1]
-    rows: list[Tensor] = []
-    if _wide(weights):
-        left = weights
-        for k in range(n - 1, 0, -1):
-            row = left[:, k, :k]
-            degree = safe_logsumexp(row, -1)[:, None]
-            onward = row - torch.where(degree == -torch.inf, 0.0, degree)
-            paths = row[:, :, None] + onward[:, None]
-            left = safe_logsumexp(torch.stack([left[:, :k, :k], paths]), 0)
-            rows.append(row)
-    else:
-        top = weights.detach().amax((-2, -1), keepdim=True).clamp_min(-1e300)
-        left = (weights - top).exp()
-        for k in range(n - 1, 0, -1):
-            row = left[:, k, :k]
-            left = left[:, :k, :k] + row[:, :, None] * _shares(row)[:, None]
-            empty = row == 0
-            log_row = torch.where(empty, -torch.inf, torch.where(empty, 1.0, row).log() + top[:, 0])
-            rows.append(log_row)
-    rows.append(weights[:, 0, :0])
-    log_rows = torch.stack([_pad(row, n) for row in reversed(rows)], 1)
-    return _Elimination(log_rows, safe_logsumexp(log_rows, -1)[..., None])
-
-
-def _total(gone: _Elimination, inside: Tensor) -> Tensor:
-    counted = inside & ~_roots(inside)
-    return torch.where(counted, gone.log_degrees[..., 0], 0.0).sum(-1)
-
-
-def _marginals(weights: Tensor, inside: Tensor) -> Tensor:
-    """beta_ij R_ij, zero throughout where the members don't hang together; made of differentiable operations.
-
-    With shares p = beta_k / d_k and the resistances R' once k is gone, R_kj = 1/d_k + (R' p)_j - p' R' p / 2. What is
-    subtracted is at most n / d_k and R_kj at least 1 / d_k, so that no more than log2(n) bits are lost.
-    """
-    n = inside.shape[-1]
-    if _wide(weights):
-        again = torch.is_grad_enabled() and weights.requires_grad
-        with torch.enable_grad():
-            start = weights if again else weights.detach().requires_grad_()
-            total = _total(_eliminate(start, inside), inside)
-            sure = torch.where(total == -torch.inf, 0.0, total).sum()
-            (found,) = torch.autograd.grad(sure, start, create_graph=again)
-        return found + found.mT
-    gone = _eliminate(weights, inside)
-    connected = _total(gone, inside) > -torch.inf
-    top = weights.detach().amax((-2, -1), keepdim=True).clamp_min(-1e300)
-    resistance = weights.new_zeros(len(weights), 1, 1)
-    for k in range(1, n):
-        row = (gone.log_rows[:, k, :k] - top[:, 0]).exp()
-        degree = row.sum(-1, keepdim=True)
-        share = _shares(row)
-        mean = (resistance @ share[..., None])[..., 0]
-        new = torch.where(degree > 0, 1 / torch.where(degree > 0, degree, 1.0), 0.0) + mean
-        new = new - (share * mean).sum(-1, keepdim=True) / 2
-        above = torch.cat([resistance, new[..., None]], -1)
-        resistance = torch.cat([above, torch.cat([new, torch.zeros_like(new[:, :1])], -1)[:, None]], 1)
-    return torch.where(connected[:, None, None], (weights - top).exp() * resistance, 0.0)
-
-
-def _shares(row: Tensor) -> Tensor:
-    degree = row.sum(-1, keepdim=True)
-    return row / torch.where(degree > 0, degree, 1.0)
-
-
-def _pad(row: Tensor, n: int) -> Tensor:
-    return torch.nn.functional.pad(row, (0, n - row.shape[-1]), value=-torch.inf)
-
-
-def _roots(inside: Tensor) -> Tensor:
-    """The first member of each graph."""
-    return inside & (inside.cumsum(-1) == 1)
+        return grad[:, None, None] * star_mesh.edge_marginals(weights, inside) / 2, None
 
 
 def _reaching(parents: Tensor, keeps: Tensor) -> Tensor:
@@ -259,12 +170,6 @@ def _reaching(parents: Tensor, keeps: Tensor) -> Tensor:
         keeps = keeps & keeps.gather(-1, to)
         to = to.gather(-1, to)
     return keeps
-
-
-def _wide(weights: Tensor) -> bool:
-    finite = weights.detach() > -torch.inf
-    low = torch.where(finite, weights.detach(), torch.inf).amin((-2, -1))
-    return bool((weights.detach().amax((-2, -1)) - low > SPREAD).any()) if weights.numel() else False
 
 
 def _require_connected(total: Tensor, batch_shape: tuple[int, ...]) -> None:

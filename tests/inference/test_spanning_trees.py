@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from codd_ppl.errors import InfeasibleError, PotentialsError, ShapeError
-from codd_ppl.inference import spanning_trees
+from codd_ppl.inference import star_mesh
 from codd_ppl.inference.spanning_trees import edge_marginals, log_partition, maximum_spanning_forest, sample
 
 Edges = tuple[tuple[int, int], ...]
@@ -50,7 +50,7 @@ def enumerated_marginals(log_beta: torch.Tensor, trees: list[Edges]) -> torch.Te
 @pytest.fixture(params=["plain", "logarithms"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "logarithms":
-        monkeypatch.setattr(spanning_trees, "SPREAD", -1.0)
+        monkeypatch.setattr(star_mesh, "SPREAD", -1.0)
     return request.param
 
 
