@@ -19,7 +19,7 @@ from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["MaximumTreeCoupling", "SpanningTreeCoupling"]
 
-SHARPNESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+SHARPNESS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Factors between mutual information and log beta that are tried on the text."""
 
 
