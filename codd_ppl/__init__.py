@@ -8,6 +8,7 @@ from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.sampling import Sampler
+from codd_ppl.spanning_tree_coupling import MaximumTreeCoupling, SpanningTreeCoupling
 
 if TYPE_CHECKING:
     from codd_ppl.training import CoDDModule, TextDataModule
@@ -20,6 +21,8 @@ __all__ = [
     "compile",
     "CouplingLayer",
     "CoupledCategorical",
+    "SpanningTreeCoupling",
+    "MaximumTreeCoupling",
     "CoDDModule",
     "TextDataModule",
     "Sampler",

@@ -30,6 +30,7 @@ from codd_ppl.potentials import (
     LowRankPotentials,
     TablePotentials,
 )
+from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 
 __all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
 
@@ -54,7 +55,7 @@ class SavedModel:
 def save_model(
     path: str | os.PathLike[str],
     denoiser: BidirectionalTransformer,
-    coupling: CouplingLayer,
+    coupling: CouplingLayer | SpanningTreeCoupling,
     tokenizer: Tokenizer | None = None,
     about: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
@@ -73,7 +74,8 @@ def save_model(
     """
     path = Path(path)
     kind = type(coupling.potentials).__name__
-    if not isinstance(denoiser, BidirectionalTransformer) or kind not in KINDS:
+    known = isinstance(denoiser, BidirectionalTransformer) and kind in KINDS
+    if not isinstance(coupling, CouplingLayer) or not known:
         raise ConfigError(
             f"a model folder holds a BidirectionalTransformer and {' or '.join(KINDS)}, found "
             f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"

@@ -25,7 +25,7 @@ LAYERS = {
     "potentials": 4,
     "distributions": 5,
     "coupling": 6,
-    "diffusion": 7, "denoisers": 7,
+    "spanning_tree_coupling": 7, "diffusion": 7, "denoisers": 7,
     "model_folder": 8,
     "training": 9, "sampling": 9,
     "evaluation": 10,

@@ -9,7 +9,7 @@ from codd_ppl.diffusion.closed_forms import (
 )
 from codd_ppl.diffusion.enumeration import log_prob_fn, nelbo_exact
 from codd_ppl.diffusion.masking import mask_tokens, reveal, stratified_times
-from codd_ppl.diffusion.nelbo import NoisedBatch, coupled_nelbo, factorised_nelbo, noise
+from codd_ppl.diffusion.nelbo import NoisedBatch, SetDistribution, coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.process import ReverseProcess
 from codd_ppl.diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 from codd_ppl.diffusion.transitions import NoisedSequence, PosteriorReveal, RevealStep
@@ -22,6 +22,7 @@ __all__ = [
     "reveal",
     "stratified_times",
     "NoisedBatch",
+    "SetDistribution",
     "noise",
     "factorised_nelbo",
     "coupled_nelbo",

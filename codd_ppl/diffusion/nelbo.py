@@ -8,7 +8,7 @@ by T. Both estimators below are unbiased for every single sequence, differentiab
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,7 +17,14 @@ from codd_ppl.diffusion.schedules import Schedule, check_steps
 from codd_ppl.errors import ShapeError
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
-__all__ = ["NoisedBatch", "SubsetDistribution", "coupled_nelbo", "factorised_nelbo", "noise"]
+__all__ = [
+    "NoisedBatch",
+    "SetDistribution",
+    "SubsetDistribution",
+    "coupled_nelbo",
+    "factorised_nelbo",
+    "noise",
+]
 
 
 @runtime_checkable
@@ -26,6 +33,18 @@ class SubsetDistribution(Protocol):
 
     def log_prob(self, value: Tensor, /, sites: Tensor | None = None) -> Tensor:
         """log p(x_S | xt), (*batch) nats, S given as a bool mask over the sites."""
+
+
+@runtime_checkable
+class SetDistribution(SubsetDistribution, Protocol):
+    """A law for each set of sites, none the marginal of a larger set's (spanning trees).
+
+    ``log_prob(x, sites=S)`` is that of S. The bound holds for such laws too: a step draws one set, whatever the values.
+    But whoever draws tokens must choose S first, and draw from ``restrict(S)``.
+    """
+
+    def restrict(self, sites: Tensor) -> Any:
+        """The law of the masked ones of ``sites``, (*batch, sites) bool; what it draws elsewhere is not used."""
 
 
 @dataclass(frozen=True)

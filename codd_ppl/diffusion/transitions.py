@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import constraints
 from torch.types import _size
 
+from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.errors import ShapeError
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
@@ -107,7 +108,8 @@ class RevealStep(MaskedSequences):
         xt: x_k, (*batch, sites).
         rate: chance that a masked site is revealed, one number or (*batch).
         joint: the distribution of the masked sites given x_k, a `CoupledCategorical` or anything with
-            ``sample(sample_shape)`` and ``log_prob(x, sites=S)``, the exact marginal of a set of sites.
+            ``sample(sample_shape)`` and ``log_prob(x, sites=S)``, the exact marginal of a set of sites; or a
+            `SetDistribution`, which has a law for each set.
         mask_token_id: the id that stands for a masked site.
 
     Raises:
@@ -131,7 +133,12 @@ class RevealStep(MaskedSequences):
         super().__init__(batch_shape, xt.shape[-1], mask_token_id)
 
     def sample(self, sample_shape: _size = ()) -> Int[Tensor, "*shape sites"]:
-        """Draw x_{k-1}: a joint sample of all masked sites, of which S is kept."""
+        """Draw x_{k-1}: a joint sample of all masked sites, of which S is kept (of S, if each set has its own law)."""
+        if isinstance(self.joint, SetDistribution):
+            revealed = self._coins(sample_shape, self.rate) & (self.xt == self.mask_token_id)
+            joint: Any = self.joint
+            tokens = joint.expand(revealed.shape[:-1]).restrict(revealed).sample()
+            return torch.where(revealed, tokens, self.xt)
         with torch.no_grad():
             tokens = self.joint.sample(torch.Size(sample_shape))
         revealed = self._coins(sample_shape, self.rate) & (self.xt == self.mask_token_id)

@@ -2,5 +2,7 @@
 
 from codd_ppl.distributions.coupled_categorical import CoupledCategorical
 from codd_ppl.distributions.kl import kl_divergence
+from codd_ppl.distributions.maximum_tree import MaximumTree
+from codd_ppl.distributions.spanning_tree_mixture import SpanningTreeMixture
 
-__all__ = ["CoupledCategorical", "kl_divergence"]
+__all__ = ["CoupledCategorical", "MaximumTree", "SpanningTreeMixture", "kl_divergence"]

@@ -1,5 +1,6 @@
 """Layer 3, infer: pure functions of a plan and log-potentials; exact unless an approximation was compiled by name."""
 
+from codd_ppl.inference import dynamic_trees, spanning_trees
 from codd_ppl.inference.divergence import cross_entropy, kl
 from codd_ppl.inference.evidence import condition
 from codd_ppl.inference.expectations import expectation
@@ -15,6 +16,7 @@ __all__ = [
     "belief_propagation",
     "condition",
     "cross_entropy",
+    "dynamic_trees",
     "entropy",
     "expectation",
     "k_best",
@@ -28,5 +30,6 @@ __all__ = [
     "mode",
     "pad",
     "sample",
+    "spanning_trees",
     "unpad",
 ]

@@ -5,6 +5,7 @@ from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.contextual import ContextualLatentPotentials
 from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.potentials.low_rank import LowRankPotentials
+from codd_ppl.potentials.offset_pairs import EdgeScores, OffsetPairs
 from codd_ppl.potentials.pool import LogarithmicPool
 from codd_ppl.potentials.statistics import (
     log_unigram,
@@ -17,9 +18,11 @@ from codd_ppl.potentials.table import Potentials, TablePotentials
 __all__ = [
     "AspectModel",
     "ContextualLatentPotentials",
+    "EdgeScores",
     "LatentPotentials",
     "LogarithmicPool",
     "LowRankPotentials",
+    "OffsetPairs",
     "Potentials",
     "TablePotentials",
     "aspect_model",

@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.denoisers.running import device_of, evaluation_mode
+from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling.protocol import Coupling, JointDistribution
@@ -125,7 +126,10 @@ class Sampler:
                 )
                 revealed = masked if k == 1 else self._reveal(state)
                 if bool(revealed.any()):
-                    drawn = prediction.dist.sample((), generator=generator)
+                    dist = prediction.dist
+                    if isinstance(dist, SetDistribution):
+                        dist = dist.restrict(revealed)
+                    drawn = dist.sample((), generator=generator)
                     xt = torch.where(revealed, drawn, xt)
                     masked = masked & ~revealed
                     history = torch.where(revealed, step, history)

@@ -17,6 +17,7 @@ from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
+from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 from codd_ppl.training import pooling
 from codd_ppl.typing import Float, Int
 
@@ -59,7 +60,7 @@ class CoDDModule(L.LightningModule):
     def __init__(
         self,
         denoiser: nn.Module,
-        coupling: CouplingLayer,
+        coupling: CouplingLayer | SpanningTreeCoupling,
         steps: int | Sequence[int] | Literal["any"] = "any",
         schedule: Schedule | None = None,
         freeze_denoiser: bool = False,
@@ -122,7 +123,7 @@ class CoDDModule(L.LightningModule):
                 output = self.network(noised.xt)
         else:
             output = self.network(noised.xt)
-        if not self.coupling.plan.factors:
+        if isinstance(self.coupling, CouplingLayer) and not self.coupling.plan.factors:
             return factorised_nelbo(noised, output.logits)
         dist = self.coupling(output.logits, hidden=output.hidden, tokens=noised.xt, known=noised.known)
         return coupled_nelbo(noised, output.logits, dist)
@@ -197,7 +198,7 @@ class CoDDModule(L.LightningModule):
         self.coupling.init_from_corpus(blocks, progress=self.show_progress, **settings)
 
     def _fit_pool(self, blocks: Tensor, settings: dict[str, Any]) -> None:
-        fit = pooling.fit_pool(self.denoiser, self.coupling, blocks, **settings)
+        fit = pooling.fit_pool(self.denoiser, cast(CouplingLayer, self.coupling), blocks, **settings)
         rank_zero_info(f"bits per masked token by mask ratio: {fit}")
 
     @property

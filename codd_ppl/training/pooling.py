@@ -14,6 +14,7 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.errors import ConfigError
+from codd_ppl.potentials import LogarithmicPool
 from codd_ppl.potentials.statistics import check_blocks
 from codd_ppl.typing import Float, Int, LogPotentials
 
@@ -69,12 +70,12 @@ def fit_pool(
         ConfigError: the coupling has no pool.
         ShapeError, TokenError: blocks that don't fit the coupling.
     """
-    if coupling.pool is None:
+    if getattr(coupling, "pool", None) is None:
         raise ConfigError(
             "the coupling has no pool to fit; build it with CouplingLayer(.., pool=LogarithmicPool())"
         )
     check_blocks(blocks, coupling.sites, coupling.vocab_size)
-    pool = coupling.pool
+    pool = cast(LogarithmicPool, coupling.pool)
     with evaluation_mode(denoiser, coupling), torch.no_grad():
         parts = list(_features(denoiser, coupling, blocks, sites, batch_size, seed))
     features = torch.cat([part[0] for part in parts])  # (rows, 3, vocab)
