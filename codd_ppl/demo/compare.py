@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
 
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.demo.report import write_report
+from codd_ppl.demo.settings import DemoSettings
 from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.evaluation import NelboTable, nelbo_table, time_sampling
 from codd_ppl.graphs import topologies
@@ -20,17 +20,6 @@ from codd_ppl.sampling import Generation, Sampler
 from codd_ppl.typing import Int, Tensor
 
 __all__ = ["DemoResult", "compare"]
-
-
-class Settings(Protocol):
-    """What of the settings is read here."""
-
-    @property
-    def draws(self) -> int: ...
-    @property
-    def timing_seconds(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ def compare(
     decode: Callable[[Tensor], str],
     folder: Path,
     console: Console,
-    settings: Settings,
+    settings: DemoSettings,
     begin: float,
 ) -> DemoResult:
     """Bound, time, sample, write; ``begin`` is when the whole began."""

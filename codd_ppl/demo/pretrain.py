@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from codd_ppl.demo.run import DemoSettings, run_demo
+from codd_ppl.demo.run import run_demo
+from codd_ppl.demo.settings import DemoSettings
 from codd_ppl.model_folder import load_model, save_model
 
 __all__ = ["SETTINGS", "pretrain"]
