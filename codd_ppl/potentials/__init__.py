@@ -2,13 +2,20 @@
 
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.latent import LatentPotentials
+from codd_ppl.potentials.starts import Clones, Clusters, RandomStart, Start
 from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
 from codd_ppl.potentials.table import Potentials, TablePotentials
+from codd_ppl.potentials.trace import Trace
 
 __all__ = [
+    "Clones",
+    "Clusters",
     "LatentPotentials",
     "Potentials",
+    "RandomStart",
+    "Start",
     "TablePotentials",
+    "Trace",
     "baum_welch",
     "log_unigram",
     "pointwise_mutual_information",

@@ -31,8 +31,11 @@ from codd_ppl.typing import Float, Int
 
 __all__ = ["Expectation", "Expected"]
 
-CHUNK = 1 << 23
-"""Entries of latents' evidence that are looked at at once."""
+CHUNK = 1 << 20
+"""Entries of evidence that are looked at at once: what the loops go through then stays in the cache."""
+
+FEWEST = 32
+"""Blocks that are looked at at once all the same, so that products of matrices pay."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ class Expected:
     dense: dict[str, Tensor]
     rows: dict[str, tuple[Tensor, Tensor]]
     log_likelihood: float
+
+    def add_to(self, counts: Mapping[str, RunningCounts], weight: float) -> float:
+        """Add the counts, multiplied; the log-likelihood, as it is."""
+        for name, value in self.dense.items():
+            counts[name].add(value, weight)
+        for name, (tokens, rows) in self.rows.items():
+            counts[name].add_rows(tokens, rows, weight)
+        return self.log_likelihood
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,8 @@ class Expectation:
 
     @property
     def chunk(self) -> int:
-        """Blocks to look at at once, so that they fit into memory."""
-        return max(1, CHUNK // max(1, self.width))
+        """Blocks to look at at once."""
+        return max(FEWEST, CHUNK // max(1, self.width))
 
     def __call__(self, tables: Mapping[str, RunningCounts], blocks: Int[Tensor, "blocks sites"]) -> Expected:
         """Expected counts under the tables that these counts make.

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.potentials.clustering import contexts, k_means, suffixes
 from codd_ppl.potentials.statistics import log_unigram
 from codd_ppl.potentials.table import table_shapes
 from codd_ppl.typing import Float, Int
 
-__all__ = ["Clones", "RandomStart", "Start"]
+__all__ = ["Clones", "Clusters", "RandomStart", "Start"]
+
+ITEMS = 10
+"""N-grams for each state that a clustering should have."""
+
+LONGEST = 4
+"""Order of n-grams to get there."""
 
 
 @runtime_checkable
@@ -87,6 +94,79 @@ class Clones:
             return mixed.log_().add_(torch.randn(shape, generator=generator), alpha=self.noise)
 
         return filled(graph, tokens, self.latent_noise, generator)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """States are clusters of n-grams by the tokens around them; tables are counts of the text with states filled in.
+
+    Every site gets the state of the longest frequent n-gram that ends there (:mod:`codd_ppl.potentials.clustering`).
+    For graphs where each token has a latent of its own; tables over other latents start near uniform. Elsewhere
+    it is :class:`RandomStart`.
+
+    Args:
+        order: of the n-grams; 1 clusters the tokens. None: the smallest that has ten items for each state.
+        offsets: where to look for the tokens around.
+        neighbours: so many of the most frequent tokens are told apart there.
+        power: of the number of times an n-gram occurs, its weight in k-means.
+        own: share of the counts in the tables; the rest goes by frequency.
+        noise: standard deviation of the logits.
+        blocks: so many of the text's blocks are looked at, drawn by the seed.
+    """
+
+    order: int | None = None
+    offsets: tuple[int, ...] = (-1, 1)
+    neighbours: int = 256
+    power: float = 0.7
+    own: float = 0.9
+    noise: float = 0.1
+    blocks: int = 20_000
+
+    def tables(
+        self, graph: FactorGraph, blocks: Int[Tensor, "blocks sites"], generator: torch.Generator
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """Tie or factor name -> log-probabilities over the last axis."""
+        if not own_latents(graph):
+            return RandomStart().tables(graph, blocks, generator)
+        result = RandomStart().tables(graph, blocks, generator)
+        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]]
+        holders = {f.scope[1]: f.scope[0] for f in graph.factors.values() if f.order == 2}
+        site = {holders[x]: i for i, x in enumerate(graph.tokens)}
+        (states,) = {graph.variables[z].cardinality for z in site}
+        filled_in = self.states(blocks, token_values(graph), states, generator)
+        columns = dict(zip(graph.tokens, blocks.unbind(1), strict=True))
+        columns |= {z: filled_in[:, i] for z, i in site.items()}
+        counts: dict[str, Tensor] = {}
+        for factor in graph.factors.values():
+            if all(v in columns for v in factor.scope):
+                name = factor.tie or factor.name
+                shape, code = result[name].shape, torch.zeros(len(blocks), dtype=torch.int64)
+                for v in factor.scope:
+                    code = code * graph.variables[v].cardinality + columns[v]
+                found = torch.bincount(code, minlength=shape.numel()).reshape(shape).float()
+                counts[name] = counts[name] + found if name in counts else found
+        for name, value in counts.items():
+            overall = value.flatten(0, -2).sum(0) if value.dim() > 1 else torch.ones_like(value)
+            overall = (overall + 1) / (overall + 1).sum()
+            value = value / value.sum(-1, keepdim=True).clamp(min=1)
+            mixed = (self.own * value + (1 - self.own) * overall).log_()
+            noise = torch.randn(mixed.shape, generator=generator)
+            result[name] = mixed.add_(noise, alpha=self.noise).log_softmax(-1)
+        return result
+
+    def states(
+        self, blocks: Int[Tensor, "blocks sites"], vocab_size: int, states: int, generator: torch.Generator
+    ) -> Int[Tensor, "blocks sites"]:
+        """The state of every site."""
+        order = self.order or 1
+        items, count = suffixes(blocks, vocab_size, order, ITEMS * states)
+        while self.order is None and order < LONGEST and count < ITEMS * states:
+            order += 1
+            items, count = suffixes(blocks, vocab_size, order, ITEMS * states)
+        points = contexts(blocks, items, count, self.offsets, self.neighbours)
+        weights = torch.bincount(items.reshape(-1), minlength=count).float().pow(self.power)
+        own, _ = k_means(points, min(states, count), weights, generator=generator)
+        return own[items]
 
 
 def token_values(graph: FactorGraph) -> int:
