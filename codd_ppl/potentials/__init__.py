@@ -2,7 +2,7 @@
 
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.latent import LatentPotentials
-from codd_ppl.potentials.starts import Clones, Clusters, RandomStart, Start
+from codd_ppl.potentials.starts import Clones, Clusters, Given, RandomStart, Start
 from codd_ppl.potentials.statistics import log_unigram, pointwise_mutual_information
 from codd_ppl.potentials.table import Potentials, TablePotentials
 from codd_ppl.potentials.trace import Trace
@@ -10,6 +10,7 @@ from codd_ppl.potentials.trace import Trace
 __all__ = [
     "Clones",
     "Clusters",
+    "Given",
     "LatentPotentials",
     "Potentials",
     "RandomStart",

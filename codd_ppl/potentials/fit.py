@@ -116,7 +116,7 @@ class Fit:
         trace.objective.append(likelihood / len(blocks) + penalty)
         self.counts = fresh
         rise = trace.objective[-1] - trace.objective[-2] if len(trace.objective) > 1 else torch.inf
-        trace.converged = rise < self.problem.tolerance * blocks.shape[1]
+        trace.converged = self.problem.tolerance > 0 and rise < self.problem.tolerance * blocks.shape[1]
         return blocks.numel()
 
     def _chunks(self, blocks: Tensor) -> list[Tensor]:
@@ -137,6 +137,6 @@ def _first_counts(problem: Problem, start: dict[str, Tensor]) -> dict[str, Runni
         uniform = torch.full((child.cardinality,), 1.0 / child.cardinality, dtype=torch.float64)
         prior = problem.smoothing * (uniform if child.latent else frequency + 1e-3 * uniform)
         prior = prior if problem.batch_size is None else prior.clamp(min=LEAST)
-        table = start[name].to(device=problem.device, dtype=problem.dtype)
+        table = start[name].detach().to(device=problem.device, dtype=problem.dtype)
         result[name] = RunningCounts(table.exp() * weight, prior.to(problem.device))
     return result

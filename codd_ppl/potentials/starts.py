@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from codd_ppl.errors import PotentialsError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.potentials.clustering import contexts, k_means, suffixes
 from codd_ppl.potentials.statistics import log_unigram
 from codd_ppl.potentials.table import table_shapes
 from codd_ppl.typing import Float, Int
 
-__all__ = ["Clones", "Clusters", "RandomStart", "Start"]
+__all__ = ["Clones", "Clusters", "Given", "RandomStart", "Start"]
 
 ITEMS = 10
 """N-grams for each state that a clustering should have."""
@@ -97,6 +98,31 @@ class Clones:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Tables that exist already, of an earlier fit for instance.
+
+    Args:
+        given: tie or factor name -> log-probabilities over the last axis.
+    """
+
+    given: Mapping[str, Tensor]
+
+    def tables(
+        self, graph: FactorGraph, blocks: Int[Tensor, "blocks sites"], generator: torch.Generator
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """Tie or factor name -> log-probabilities over the last axis.
+
+        Raises:
+            PotentialsError: they don't fit the graph.
+        """
+        shapes = table_shapes(graph)
+        found = {name: tuple(value.shape) for name, value in self.given.items()}
+        if found != shapes:
+            raise PotentialsError(f"expected tables of the shapes {shapes} to start from, found {found}")
+        return dict(self.given)
+
+
+@dataclass(frozen=True)
 class Clusters:
     """States are clusters of n-grams by the tokens around them; tables are counts of the text with states filled in.
 
@@ -105,8 +131,8 @@ class Clusters:
     it is :class:`RandomStart`.
 
     Args:
-        order: of the n-grams; 1 clusters the tokens. None: the smallest that has ten items for each state.
-        offsets: where to look for the tokens around.
+        order: of the n-grams; 1 clusters the tokens. None: the smallest from 2 on with ten n-grams for each state.
+        offsets: where to look for the tokens around; 0 is the n-gram's last.
         neighbours: so many of the most frequent tokens are told apart there.
         power: of the number of times an n-gram occurs, its weight in k-means.
         own: share of the counts in the tables; the rest goes by frequency.
@@ -115,9 +141,9 @@ class Clusters:
     """
 
     order: int | None = None
-    offsets: tuple[int, ...] = (-1, 1)
+    offsets: tuple[int, ...] = (0, 1)
     neighbours: int = 256
-    power: float = 0.7
+    power: float = 1.0
     own: float = 0.9
     noise: float = 0.1
     blocks: int = 20_000
@@ -126,14 +152,14 @@ class Clusters:
         self, graph: FactorGraph, blocks: Int[Tensor, "blocks sites"], generator: torch.Generator
     ) -> dict[str, Float[Tensor, "..."]]:
         """Tie or factor name -> log-probabilities over the last axis."""
-        if not own_latents(graph):
-            return RandomStart().tables(graph, blocks, generator)
         result = RandomStart().tables(graph, blocks, generator)
-        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]]
         holders = {f.scope[1]: f.scope[0] for f in graph.factors.values() if f.order == 2}
-        site = {holders[x]: i for i, x in enumerate(graph.tokens)}
-        (states,) = {graph.variables[z].cardinality for z in site}
-        filled_in = self.states(blocks, token_values(graph), states, generator)
+        site = {holders[x]: i for i, x in enumerate(graph.tokens) if x in holders}
+        sizes = {graph.variables[z].cardinality for z in site if graph.variables[z].latent}
+        if len(site) < len(graph.tokens) or len(sizes) != 1:
+            return result
+        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]]
+        filled_in = self.states(blocks, token_values(graph), sizes.pop(), generator)
         columns = dict(zip(graph.tokens, blocks.unbind(1), strict=True))
         columns |= {z: filled_in[:, i] for z, i in site.items()}
         counts: dict[str, Tensor] = {}
@@ -158,7 +184,7 @@ class Clusters:
         self, blocks: Int[Tensor, "blocks sites"], vocab_size: int, states: int, generator: torch.Generator
     ) -> Int[Tensor, "blocks sites"]:
         """The state of every site."""
-        order = self.order or 1
+        order = self.order or 2
         items, count = suffixes(blocks, vocab_size, order, ITEMS * states)
         while self.order is None and order < LONGEST and count < ITEMS * states:
             order += 1
