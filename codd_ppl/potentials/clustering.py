@@ -12,6 +12,9 @@ from codd_ppl.typing import Float, Int
 
 __all__ = ["contexts", "k_means", "suffixes"]
 
+CANDIDATES = 8
+"""Points for each cluster from which its first centre is drawn."""
+
 
 def suffixes(
     blocks: Int[Tensor, "blocks sites"], vocab_size: int, order: int, kept: int
@@ -131,7 +134,14 @@ def k_means(
 
 
 def _seeds(points: Tensor, weights: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor:
-    """Points drawn one by one, each in proportion to its weighted squared distance from those before."""
+    """Points drawn one by one, each in proportion to its weighted squared distance from those before.
+
+    Of many points only some, drawn by weight, are looked at.
+    """
+    some = min(CANDIDATES * clusters, int((weights > 0).sum()))
+    if clusters <= some < len(points):
+        drawn = torch.multinomial(weights, some, generator=generator)
+        return drawn[_seeds(points[drawn], weights[drawn], clusters, generator)]
     norms, least = points.square().sum(-1), torch.full_like(weights, torch.inf)
     chosen = [torch.multinomial(weights, 1, generator=generator)]
     for _ in range(clusters - 1):

@@ -73,6 +73,7 @@ class RunningCounts:
 
     def table(self) -> Float[Tensor, "*parents child"]:
         """Log-probabilities of the children given each parent; uniform for one without counts and prior."""
+        self.total = self.held.sum(0)
         log = self.held.mul(self.scale)
         log += self.prior.reshape(-1, *[1] * (log.dim() - 1))
         log = log.log_().sub_(self._norm())
