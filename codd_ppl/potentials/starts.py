@@ -122,6 +122,11 @@ class Given:
         return dict(self.given)
 
 
+# Held-out bits after one fit in minibatches on Simple Wikipedia, all by the same number of tokens (40 s of a core for
+# byte pairs; clustering takes one second of it):
+#                                                  random    clones    clusters
+#   characters a to z, 128 states, 1.9 M tokens     2.841     2.762     2.719    bits per character
+#   4,096 byte pairs, 256 states, 3.2 M tokens      8.068     7.903     7.856    bits per token
 @dataclass(frozen=True)
 class Clusters:
     """States are clusters of n-grams by the tokens around them; tables are counts of the text with states filled in.

@@ -12,6 +12,7 @@ from codd_ppl.errors import ConfigError, PotentialsError, ShapeError, TokenError
 from codd_ppl.inference import log_partition, sample
 from codd_ppl.potentials import Clones, Clusters, Given, LatentPotentials, RandomStart, baum_welch
 from codd_ppl.potentials.expectation import Expectation
+from codd_ppl.potentials.fit import Fit
 from codd_ppl.potentials.running_counts import RunningCounts
 
 
@@ -207,6 +208,25 @@ def test_settings() -> None:
         baum_welch(graph, blocks, valid_blocks=blocks[:, :3], progress=False)
     with pytest.raises(TokenError):
         baum_welch(graph, blocks, valid_blocks=blocks + 3, progress=False)
+
+
+def test_ctrl_c_in_a_restart_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = topologies.star(6, 5, states=4)
+    blocks, _ = planted(graph, 300, 1)
+    settings = {"batch_size": None, "start": RandomStart(), "progress": False, "seed": 3}
+    first, _ = baum_welch(graph, blocks, epochs=2, **settings)
+    calls, real = [], Fit.update
+
+    def interrupted(fit: Fit) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        real(fit)
+
+    monkeypatch.setattr(Fit, "update", interrupted)
+    tables, trace = baum_welch(graph, blocks, epochs=20, restarts=3, **settings)
+    assert trace.interrupted and len(trace.log_likelihood) == 2
+    assert all(torch.equal(tables[name], value) for name, value in first.items())
 
 
 def test_a_fit_goes_on_from_given_tables() -> None:
