@@ -7,6 +7,7 @@ from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.potentials.low_rank import LowRankPotentials
 from codd_ppl.potentials.offset_pairs import EdgeScores, OffsetPairs
 from codd_ppl.potentials.pool import LogarithmicPool
+from codd_ppl.potentials.starts import Clones, Clusters, Given, RandomStart, Start
 from codd_ppl.potentials.statistics import (
     log_unigram,
     mutual_information,
@@ -14,18 +15,25 @@ from codd_ppl.potentials.statistics import (
     pointwise_mutual_information,
 )
 from codd_ppl.potentials.table import Potentials, TablePotentials
+from codd_ppl.potentials.trace import Trace
 
 __all__ = [
     "AspectModel",
     "ContextualLatentPotentials",
     "EdgeScores",
+    "Clones",
+    "Clusters",
+    "Given",
     "LatentPotentials",
     "LogarithmicPool",
     "LowRankPotentials",
     "OffsetPairs",
     "Potentials",
+    "RandomStart",
+    "Start",
     "TablePotentials",
     "aspect_model",
+    "Trace",
     "baum_welch",
     "log_unigram",
     "mutual_information",

@@ -1,49 +1,35 @@
-"""Minibatch Baum-Welch: expectation maximisation of a directed latent forest on text, by counts of the engine.
+"""Baum-Welch: expectation maximisation of a directed latent forest on text, in minibatches or over all of it.
 
 The expected counts of a table are the gradient of the log-partition with respect to it, whatever the topology
-(Eisner 2016, "Inside-outside and forward-backward algorithms are just backprop"), so that one routine fits hidden
-Markov models, latent trees and mixtures. Counts of successive minibatches are averaged with a decaying step
-(stepwise EM: Cappe and Moulines 2009, arXiv:0712.4273; Liang and Klein 2009), which converges in a few passes.
+(:mod:`codd_ppl.potentials.expectation`), so that one routine fits hidden Markov models (Baum, Petrie, Soules and Weiss
+1970), latent trees and mixtures (Dempster, Laird and Rubin 1977).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import log, nan
+import time
+from math import log
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from codd_ppl.compiler import ContractionPlan, compile
-from codd_ppl.errors import ConfigError, GraphError
+from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.graphs.properties import directed_parents
-from codd_ppl.inference import log_partition
-from codd_ppl.potentials.statistics import check_blocks, log_unigram
-from codd_ppl.potentials.table import table_shapes
+from codd_ppl.potentials.expectation import Expectation
+from codd_ppl.potentials.fit import Fit, Problem
+from codd_ppl.potentials.starts import Clusters, Start
+from codd_ppl.potentials.statistics import check_blocks
+from codd_ppl.potentials.trace import Trace
 from codd_ppl.typing import Float, Int
 
-__all__ = ["Trace", "baum_welch"]
+__all__ = ["baum_welch"]
 
+SHORT = 0.1
+"""Share of a fit that each restart runs before they are compared."""
 
-@dataclass
-class Trace:
-    """What the fit did.
-
-    Attributes:
-        log_likelihood: mean log-likelihood of each minibatch before its update, nats per token.
-        interrupted: it was stopped by Ctrl-C; the tables are those reached so far.
-    """
-
-    log_likelihood: list[float] = field(default_factory=list)
-    interrupted: bool = False
-
-    @property
-    def final(self) -> float:
-        """Mean over the last tenth of the minibatches, nats per token; NaN if there was none."""
-        tail = self.log_likelihood[-max(1, len(self.log_likelihood) // 10) :]
-        return sum(tail) / len(tail) if tail else nan
+JUDGED = 512
+"""Blocks of the text on which restarts are compared where none are held out."""
 
 
 def baum_welch(
@@ -51,131 +37,129 @@ def baum_welch(
     blocks: Int[Tensor, "blocks sites"],
     *,
     epochs: float = 3.0,
-    batch_size: int = 32,
+    batch_size: int | None = 32,
     step_power: float = 0.6,
     smoothing: float = 1e-3,
     seed: int = 0,
     progress: bool = True,
+    start: Start | None = None,
+    restarts: int = 1,
+    tolerance: float = 0.0,
+    valid_blocks: Int[Tensor, "valid sites"] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Float[Tensor, "..."]], Trace]:
     """Fit the conditional tables of a directed forest to blocks of text.
+
+    With c the expected counts of a table in one block, on average over blocks, every update makes
+
+        P(child | parent) = (c(parent, child) + prior(child)) / (sum over children of the same).
+
+    In minibatches c is a running mean that minibatch k moves by (k + 2)^-step_power (stepwise EM: Cappe and Moulines
+    2009, arXiv:0712.4273; Liang and Klein 2009). With ``batch_size=None`` c is exact, from all blocks, and
+
+        mean over blocks of log p(x) + sum over tables, parents and children of prior(child) log P(child | parent)
+
+    never falls (Dempster, Laird and Rubin 1977); with ``smoothing=0`` that is the likelihood itself.
 
     Args:
         graph: scopes (parent, child) along a directed forest, unary factors on roots only.
         blocks: (n, sites) int64 token ids.
-        epochs: passes over the blocks; may be a fraction.
-        batch_size: blocks of a minibatch.
-        step_power: minibatch k moves the running counts by (k + 2)^-step_power, 0.5 < step_power <= 1.
-        smoothing: counts given to every row in proportion to its children's frequencies, plus a tiny uniform one, so
-            that nothing is impossible.
-        seed: of the random start and the order of the blocks.
+        epochs: passes over the blocks; may be a fraction. With ``batch_size=None`` each is one update.
+        batch_size: blocks of a minibatch; None: all of them, in chunks that fit into memory.
+        step_power: of the minibatches' steps, 0.5 < step_power <= 1.
+        smoothing: sum of ``prior`` over children: tokens in proportion to their frequencies, plus a tiny uniform part;
+            latents uniformly. In minibatches each child has at least 1e-12, so that nothing is impossible.
+        seed: of the starts and the order of the blocks; restart k has seed + k.
         progress: show a progress bar with bits per token.
+        start: an object with ``tables(graph, blocks, generator)``, such as :class:`codd_ppl.potentials.Clusters` (the
+            default), ``Clones`` or ``RandomStart``.
+        restarts: so many runs start, and each goes a tenth of the way; the one with the best likelihood of the
+            held-out blocks (without them, of some of the text) goes on.
+        tolerance: end when the objective above rises by less in one update, nats per token (``batch_size=None`` only).
+        valid_blocks: (m, sites) held-out text; its likelihood is noted after each pass.
+        dtype: float32 or float64, of counts and tables.
+        device: where to compute; the tables are returned there.
 
     Returns:
         Tie or factor name -> log-probabilities over the last axis (the child), and the trace.
-        Ctrl-C ends the fit early; the trace says so.
+        Ctrl-C ends the fit early, with the tables reached so far; the trace says so.
 
     Raises:
         GraphError: not a directed forest.
         ConfigError: a setting out of range.
         ShapeError, TokenError: blocks that don't fit the graph.
     """
-    parents = directed_parents(graph)
-    if parents is None:
-        raise GraphError("Baum-Welch needs scopes that read (parent, child) along a directed forest")
-    if epochs <= 0 or batch_size < 1 or not 0.5 < step_power <= 1 or smoothing < 0:
-        raise ConfigError(
-            f"expected epochs > 0, batch_size >= 1, 0.5 < step_power <= 1 and smoothing >= 0, found epochs={epochs}, "
-            f"batch_size={batch_size}, step_power={step_power}, smoothing={smoothing}"
-        )
-    tokens = [graph.variables[name] for name in graph.tokens]
-    check_blocks(blocks, len(tokens), tokens[0].cardinality)
+    began = time.perf_counter()
+    expectation = Expectation(graph)
+    _check_settings(epochs, batch_size, step_power, smoothing, restarts, tolerance, dtype)
+    for text in (blocks,) if valid_blocks is None else (blocks, valid_blocks):
+        check_blocks(text, len(graph.tokens), graph.variables[graph.tokens[0]].cardinality)
     blocks = blocks.cpu().long()
-    plan = compile(graph)
-    # A root without a unary factor is uniform over its values.
-    unary = {f.scope[0] for f in graph.factors.values() if f.order == 1}
-    constant = sum(log(v.cardinality) for v in graph if parents[v.name] is None and v.name not in unary)
-    names = tuple(v.name for v in tokens)
-    generator = torch.Generator().manual_seed(seed)
-    tables = _start(graph, blocks, generator)
-    one_hot = torch.where(torch.eye(tokens[0].cardinality, dtype=torch.bool), 0.0, -torch.inf)
-    per_epoch = max(1, -(-len(blocks) // batch_size))
-    total = max(1, round(epochs * per_epoch))
-    trace, counts, order = Trace(), dict[str, Tensor](), torch.empty(0, dtype=torch.int64)
-    columns = (
+    valid_blocks = None if valid_blocks is None else valid_blocks.cpu().long()
+    problem = Problem(
+        graph, expectation, blocks, valid_blocks, batch_size, step_power, smoothing, tolerance, dtype, device
+    )
+    total = max(1, round(epochs * problem.updates_of_a_pass))
+    short = total if restarts == 1 else max(1, round(SHORT * total))
+    start = Clusters() if start is None else start
+    best = Fit(problem, start, seed, began)
+    with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[bits]}"),
         TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("Baum-Welch", total=total, bits="")
-        try:
-            for k in range(total):
-                if k % per_epoch == 0:
-                    order = torch.randperm(len(blocks), generator=generator)
-                start = (k % per_epoch) * batch_size
-                batch = blocks[order[start : start + batch_size]]
-                expected, likelihood = _expect(plan, tables, names, one_hot[batch])
-                step = (k + 2.0) ** -step_power
-                for name, value in expected.items():
-                    value = value / batch.shape[0]
-                    counts[name] = value if k == 0 else (1 - step) * counts[name] + step * value
-                trace.log_likelihood.append((likelihood / len(batch) - constant) / batch.shape[1])
-                tables = {name: _maximise(value, smoothing) for name, value in counts.items()}
-                bits = -trace.log_likelihood[-1] / torch.log(torch.tensor(2.0)).item()
+        disable=not progress,
+    ) as bar:
+        task = bar.add_task("Baum-Welch", total=total + (restarts - 1) * short, bits="")
+
+        def run(fit: Fit, until: int) -> None:
+            while len(fit.trace.log_likelihood) < until and not fit.trace.converged:
+                fit.update()
+                bits = -fit.trace.log_likelihood[-1] / log(2.0)
                 bar.update(task, advance=1, bits=f"{bits:.3f} bits per token")
+
+        try:
+            run(best, short)
+            judges = blocks[:JUDGED] if valid_blocks is None else valid_blocks
+            top = best.log_likelihood(judges) if restarts > 1 else 0.0
+            for k in range(1, restarts):
+                other = Fit(problem, start, seed + k, began)
+                run(other, short)
+                value = other.log_likelihood(judges)
+                if value > top:
+                    best, top = other, value
+            run(best, total)
+            best.hold_out()
         except KeyboardInterrupt:
-            trace.interrupted = True
-    return {name: table.detach() for name, table in tables.items()}, trace
+            best.trace.interrupted = True
+    return best.tables(), best.trace
 
 
-def _start(graph: FactorGraph, blocks: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random tables, near uniform over latent children and near the frequencies over token children.
-
-    Where each token has a latent of its own (hidden Markov models, latent trees) every state starts as a clone of one
-    token, frequent tokens having several: the chain starts as a bigram model and learns contexts from there.
-    """
-    parents = [f.scope[0] for f in graph.factors.values() if not graph.variables[f.scope[-1]].latent]
-    clones = len(set(parents)) == len(parents)
-    vocab = next(v for v in graph if not v.latent).cardinality
-    frequency = log_unigram(blocks, vocab).float()
-    shares = (0.7 * frequency).softmax(-1).cumsum(-1)
-    tables = {}
-    for factor in graph.factors.values():
-        name, child = factor.tie or factor.name, graph.variables[factor.scope[-1]]
-        if name in tables:
-            continue
-        shape = table_shapes(graph)[name]
-        noise = torch.randn(shape, generator=generator)
-        if child.latent:
-            tables[name] = (0.3 * noise).log_softmax(-1)
-        elif clones and len(shape) == 2:
-            states = torch.arange(shape[0])
-            own = torch.searchsorted(shares, (states + 0.5) / shape[0]).clamp(max=vocab - 1)
-            mixed = 0.5 * frequency.exp() + 0.5 * torch.nn.functional.one_hot(own, vocab)
-            tables[name] = (mixed.log() + 0.5 * noise).log_softmax(-1)
-        else:
-            tables[name] = (frequency + noise).log_softmax(-1)
-    return tables
-
-
-def _expect(
-    plan: ContractionPlan, tables: dict[str, Tensor], names: tuple[str, ...], evidence: Tensor
-) -> tuple[dict[str, Tensor], float]:
-    """Expected counts of every table and the summed log-likelihood of a minibatch."""
-    leaves = {name: table.detach().requires_grad_() for name, table in tables.items()}
-    with torch.enable_grad():
-        potentials: dict[str | tuple[str, ...], Tensor] = {names: evidence}
-        potentials.update(leaves)
-        total = log_partition(plan, potentials).sum()
-        gradients = torch.autograd.grad(total, list(leaves.values()))
-    return dict(zip(leaves, gradients, strict=True)), float(total.detach())
-
-
-def _maximise(counts: Tensor, smoothing: float) -> Tensor:
-    """Log-probabilities over the last axis from expected counts."""
-    child = counts.flatten(0, -2).sum(0) if counts.dim() > 1 else counts
-    frequency = child / child.sum().clamp(min=1e-30)
-    floor = smoothing * (frequency + 1e-3 / counts.shape[-1])
-    return (counts.clamp(min=0) + floor.clamp(min=1e-12)).log().log_softmax(-1)
+def _check_settings(
+    epochs: float,
+    batch_size: int | None,
+    step_power: float,
+    smoothing: float,
+    restarts: int,
+    tolerance: float,
+    dtype: torch.dtype,
+) -> None:
+    if epochs <= 0 or (batch_size is not None and batch_size < 1) or not 0.5 < step_power <= 1:
+        raise ConfigError(
+            "expected epochs > 0, batch_size >= 1 or None (all blocks) and 0.5 < step_power <= 1, found "
+            f"epochs={epochs}, batch_size={batch_size}, step_power={step_power}"
+        )
+    if smoothing < 0 or restarts < 1 or tolerance < 0:
+        raise ConfigError(
+            "expected smoothing >= 0, restarts >= 1 and tolerance >= 0, found "
+            f"smoothing={smoothing}, restarts={restarts}, tolerance={tolerance}"
+        )
+    if tolerance > 0 and batch_size is not None:
+        raise ConfigError(
+            f"tolerance={tolerance} ends full-batch fits: minibatches rise and fall; pass batch_size=None too, or "
+            "choose epochs"
+        )
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"expected dtype torch.float32 or torch.float64, found {dtype}")

@@ -11,8 +11,9 @@ from codd_ppl.errors import GraphError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.kept import MEMORY, keepable
-from codd_ppl.potentials.baum_welch import Trace, baum_welch
+from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.table import table_shapes
+from codd_ppl.potentials.trace import Trace
 from codd_ppl.typing import Float, Int
 
 __all__ = ["LatentPotentials"]
@@ -64,13 +65,13 @@ class LatentPotentials(nn.Module):
     def init_from_corpus(
         self, blocks: Int[Tensor, "blocks sites"], *, progress: bool = True, seed: int = 0, **settings: Any
     ) -> Trace:
-        """Fit the prior to text by minibatch Baum-Welch; interrupting it keeps what was reached.
+        """Fit the prior to text by Baum-Welch; interrupting it keeps what was reached.
 
         Args:
             blocks: (n, sites) int64.
             progress: show a progress bar.
             seed: of the start and the order of the blocks.
-            settings: passed to :func:`codd_ppl.potentials.baum_welch` (epochs, batch_size, ...).
+            settings: passed to :func:`codd_ppl.potentials.baum_welch` (epochs, batch_size, start, ...).
 
         Returns:
             The trace of the log-likelihood, nats per token.

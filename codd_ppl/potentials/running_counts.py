@@ -1,0 +1,101 @@
+"""The maximisation step: counts of one table, what they are smoothed with, and the table that follows from them.
+
+    P(child | parent) = (count(parent, child) + prior(child)) / (their sum over children).
+
+Counts are held by the child's value and up to a common factor, c = scale * held, so that averaging,
+c <- (1 - step) c + step new, writes only what is new: a minibatch of n tokens changes n rows of a token table, not all
+of its (vocab, states) entries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codd_ppl.errors import ShapeError
+from codd_ppl.typing import Float, Int
+
+__all__ = ["RunningCounts"]
+
+SMALLEST = 1e-6
+"""Of the common factor, before it is multiplied in."""
+
+
+class RunningCounts:
+    """Counts of one table of conditional probabilities.
+
+    Args:
+        counts: (*parents, child), not negative. Not kept.
+        prior: added to every parent's counts, (child,).
+    """
+
+    def __init__(self, counts: Float[Tensor, "*parents child"], prior: Float[Tensor, "child"]) -> None:
+        if counts.dim() not in (1, 2) or counts.shape[-1:] != prior.shape:
+            raise ShapeError(
+                "expected counts (child,) or (parent, child) and a prior (child,), found "
+                f"{tuple(counts.shape)} and {tuple(prior.shape)}"
+            )
+        self.held = counts.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+        self.prior, self.scale = prior.to(counts), 1.0
+        self.total = self.held.sum(0)  # over children, (*parents), without the common factor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the counts and the table."""
+        return self.held.dtype
+
+    def empty(self) -> RunningCounts:
+        """The same without any counts."""
+        zeros = self.held.new_zeros(()).expand(self.held.shape).movedim(0, -1)
+        return RunningCounts(zeros, self.prior)
+
+    def decay(self, step: float) -> None:
+        """Multiply all counts by 1 - step, 0 <= step < 1."""
+        self.scale *= 1.0 - step
+        if self.scale < SMALLEST:
+            self.held *= self.scale
+            self.scale = 1.0
+            self.total = self.held.sum(0)
+
+    def add(self, counts: Float[Tensor, "*parents child"], weight: float = 1.0) -> None:
+        """Add counts of the whole table."""
+        by_child = counts.movedim(-1, 0).clamp(min=0)
+        self.held.add_(by_child, alpha=weight / self.scale)
+        self.total = self.held.sum(0)
+
+    def add_rows(
+        self, tokens: Int[Tensor, "n"], rows: Float[Tensor, "n parent"], weight: float = 1.0
+    ) -> None:
+        """Add to the columns of some children; a child may occur several times."""
+        rows = rows * (weight / self.scale)
+        self.held.index_add_(0, tokens, rows)
+        self.total = self.total + rows.sum(0)
+
+    def table(self) -> Float[Tensor, "*parents child"]:
+        """Log-probabilities of the children given each parent; uniform for one without counts and prior."""
+        self.total = self.held.sum(0)
+        log = self.held.mul(self.scale)
+        log += self.prior.reshape(-1, *[1] * (log.dim() - 1))
+        log = log.log_().sub_(self._norm())
+        log = torch.where(self._norm() == -torch.inf, self._uniform, log)
+        return log.movedim(0, -1).contiguous()
+
+    def rows(self, tokens: Int[Tensor, "*n"]) -> Float[Tensor, "*n parent"]:
+        """Columns log P(token | .) of the table."""
+        log = self.held[tokens].mul_(self.scale).add_(self.prior[tokens][..., None]).log_().sub_(self._norm())
+        return torch.where(self._norm() == -torch.inf, self._uniform, log)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """sum over parents and children of prior(child) log P(child | parent): the log of a Dirichlet prior.
+
+        0 where the prior is.
+        """
+        used = self.prior > 0
+        return (self.prior[used] * self.table()[..., used]).sum(dtype=torch.float64)
+
+    def _norm(self) -> Tensor:
+        return (self.total * self.scale + self.prior.sum()).log()
+
+    @property
+    def _uniform(self) -> Tensor:
+        return -self.prior.new_tensor(float(len(self.prior))).log()
