@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
     )
+    evaluate.add_argument(
+        "--controls",
+        action="store_true",
+        help="also the coupling's marginals drawn independently, the prior alone, and sharper logits",
+    )
     evaluate.add_argument("--output", type=Path, help="write the table as JSON")
     evaluate.set_defaults(run=_evaluate)
 
@@ -156,7 +161,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich import print as rich_print
 
     from codd_ppl.errors import DataError
-    from codd_ppl.evaluation import nelbo_table, time_sampling
+    from codd_ppl.evaluation import MarginalsAlone, PriorAlone, Sharpened, nelbo_table, time_sampling
+    from codd_ppl.evaluation.likelihood import Model
     from codd_ppl.model_folder import load_model
     from codd_ppl.training.blocks import cut_blocks, spread_blocks
     from codd_ppl.training.text_files import read_documents
@@ -172,7 +178,14 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"{options.text}: expected at least one block of {saved.coupling.sites} tokens, found {len(tokens)}; "
             "give more text"
         )
-    models = {"factorised": (saved.denoiser, None), "coupled": (saved.denoiser, saved.coupling)}
+    models: dict[str, Model] = {
+        "factorised": (saved.denoiser, None),
+        "coupled": (saved.denoiser, saved.coupling),
+    }
+    if options.controls:
+        models["marginals alone"] = (saved.denoiser, MarginalsAlone(saved.coupling))
+        models["prior alone"] = (saved.denoiser, PriorAlone(saved.coupling))
+        models["sharpened 0.8"] = (Sharpened(saved.denoiser, 0.8), None)
     table = nelbo_table(models, blocks, options.steps, seed=options.seed, draws=options.draws, progress=True)
     if options.timing > 0:
         found = time_sampling(

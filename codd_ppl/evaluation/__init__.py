@@ -2,6 +2,7 @@
 
 from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
 from codd_ppl.evaluation.comparison import EquivalentSteps
+from codd_ppl.evaluation.controls import MarginalsAlone, PriorAlone, Sharpened
 from codd_ppl.evaluation.likelihood import nelbo_table
 from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy
 from codd_ppl.evaluation.ngram import NGramModel
@@ -12,8 +13,11 @@ from codd_ppl.evaluation.timing import time_sampling
 __all__ = [
     "EquivalentSteps",
     "Interval",
+    "MarginalsAlone",
     "NGramModel",
     "NelboTable",
+    "PriorAlone",
+    "Sharpened",
     "distinct_n",
     "nelbo_table",
     "paired_bootstrap",
