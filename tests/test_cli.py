@@ -12,7 +12,9 @@ import pytest
 
 import codd_ppl.demo.run as run
 from codd_ppl.cli import main
+from codd_ppl.data import demo_model_path
 from codd_ppl.demo import DemoSettings, run_demo
+from codd_ppl.errors import ConfigError
 from codd_ppl.model_folder import load_model
 
 TEXT = "the cat sat on the mat and the dog sat on the log. a hat for the cat, a bone for the dog. " * 60
@@ -44,6 +46,23 @@ def test_demo_writes_all_it_promises(text: Path, tmp_path: Path, capsys: pytest.
     assert page.count("data:image/png;base64") == 3 and "gap closed" in page
     printed = capsys.readouterr().out
     assert "samples at 4 steps" in printed and "coupled at 4 steps" in printed
+
+
+def test_the_demo_that_comes_with_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network and a coupling from the package's own data, nothing trained; the coupling gains at every T."""
+    settings = replace(DemoSettings.pretrained(), valid_blocks=48, timing_seconds=0.1)
+    result = run_demo(folder=tmp_path / "out", settings=settings, train=False)
+    assert "--train" in capsys.readouterr().out
+    for T in result.table.steps:
+        mean, error = result.table.difference("coupled", "factorised", T)
+        assert mean < 2 * error
+    assert result.table.mean("coupled", 1) < 0.65 * result.table.mean("factorised", 1)
+    assert result.table.mean("coupled", 4) < result.table.mean("factorised", 8)
+    weights = demo_model_path() / "weights.safetensors"
+    assert weights.stat().st_size < 2_000_000
+    assert main(["generate", str(tmp_path / "out" / "model"), "--samples", "1", "--steps", "2"]) == 0
+    with pytest.raises(ConfigError, match="train=True"):
+        run_demo("text.txt", tmp_path / "other", train=False)
 
 
 def test_ctrl_c_leaves_a_usable_model(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

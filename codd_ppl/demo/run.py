@@ -79,7 +79,7 @@ def run_demo(
         denoiser = BidirectionalTransformer(
             vocab, settings.hidden, settings.layers, 4, dropout=settings.dropout
         )
-        coupling = CouplingLayer(graph, vocab, sweeps=4, pool=LogarithmicPool())
+        coupling = CouplingLayer(graph, vocab, pool=LogarithmicPool())
     else:
         denoiser, coupling = saved.denoiser, saved.coupling
     console.print(
