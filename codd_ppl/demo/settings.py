@@ -52,4 +52,4 @@ class DemoSettings:
     @classmethod
     def pretrained(cls) -> DemoSettings:
         """For the model that comes with the package: less than half a minute."""
-        return cls(valid_blocks=128, draws=1, timing_seconds=2.0)
+        return cls(valid_blocks=256, timing_seconds=2.0)
