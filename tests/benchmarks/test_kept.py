@@ -24,3 +24,14 @@ def test_inference(path):
 
 def test_something_is_kept():
     assert list(FOLDER.glob("inference_*.json"))
+
+
+def test_candidates():
+    """A full sweep reaches the network's marginals; more candidates are nearer to them, and dearer."""
+    data = json.loads((FOLDER / "candidates.json").read_text(encoding="utf-8"))
+    assert all(data[key] for key in ("command", "date", "device", "torch"))
+    for size in data["sizes"]:
+        found = size["candidates"]
+        counts = sorted(int(name) for name in found if name != "all")
+        gaps = [found[name]["total_variation"] for name in (*map(str, counts), "all")]
+        assert len(counts) > 1 and gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-3
