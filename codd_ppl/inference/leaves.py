@@ -228,7 +228,7 @@ class Leaves:
     @property
     def marginals(self) -> Float[Tensor, "*batch sites vocab"]:
         """Probabilities of each token's values: p(x) = w(x) sum_z p(z) / m(z) P(x | z), one-hot where known."""
-        core = marginals(self.model.core, self._core(self.messages))
+        core = marginals(self.model.core, self._core(self.messages), factors=False)
         total = torch.nn.functional.one_hot(self.tokens, self.log_evidence.shape[-1]).to(self.log_evidence)
         for group, part in zip(self.model.groups, self._parts, strict=True):
             states = torch.stack([core[z] for z in group.latents], -2)

@@ -85,11 +85,14 @@ class _LogPartition(torch.autograd.Function):
 
 
 @eager
-def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key, Float[Tensor, "..."]]:
+def marginals(
+    plan: ContractionPlan, log_potentials: LogPotentials, *, factors: bool = True
+) -> dict[Key, Float[Tensor, "..."]]:
     """Exact marginals by one upward and one downward pass (differentiable); beliefs of an approximate plan.
 
     Args:
         plan, log_potentials: as in :func:`log_partition`.
+        factors: False: of variables alone, which takes less time and memory on forests.
 
     Returns:
         The same keys plus every variable: a factor name -> (*batch, *cardinalities) joint probabilities of its
@@ -102,9 +105,9 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
         InfeasibleError: some batch element has no possible assignment.
     """
     if plan.junction is not None:
-        return clique_queries.marginals(plan, log_potentials)
+        return _of_variables(plan, clique_queries.marginals(plan, log_potentials), factors)
     if plan.approximation is not None:
-        return loopy.marginals(plan, log_potentials)
+        return _of_variables(plan, loopy.marginals(plan, log_potentials), factors)
     tables = Tables(plan, log_potentials)
     up, total = upward(tables)
     require_feasible(tables, total)
@@ -114,15 +117,21 @@ def marginals(plan: ContractionPlan, log_potentials: LogPotentials) -> dict[Key,
         for key in tables.raw:
             if isinstance(key, tuple) and key in tables.layout.blocks:
                 result[key] = down.probabilities(key)
-            elif key not in plan.variable:
+            elif factors and key not in plan.variable:
                 result[key] = factor_counts(down, key, None, per_batch=True)
         return result, [down.probabilities(names) for names in plan.by_cardinality]
 
-    found, stacks = outside(up, query, tables.users(list(tables.raw)))
+    found, stacks = outside(up, query, tables.users(list(tables.raw) if factors else []))
     result = {key: _unflatten(tables, value) for key, value in found.items()}
     for names, stack in zip(plan.by_cardinality, stacks, strict=True):
         result.update(zip(names, _unflatten(tables, stack).unbind(-2), strict=True))
     return result
+
+
+def _of_variables(plan: ContractionPlan, found: dict[Key, Tensor], factors: bool) -> dict[Key, Tensor]:
+    return {
+        k: v for k, v in found.items() if factors or (k[0] if isinstance(k, tuple) else k) in plan.variable
+    }
 
 
 def _unflatten(tables: Tables, value: Tensor) -> Tensor:

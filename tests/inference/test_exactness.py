@@ -61,6 +61,9 @@ def test_every_query(seed):
     for key, table in found.items():
         wanted = expected[key]
         close(table, wanted.expand(table.shape) if table.shape != wanted.shape else wanted)
+    alone = marginals(plan, tables, factors=False)
+    assert set(graph.variables) <= set(alone) <= set(found) - (set(graph.factors) - set(graph.variables))
+    assert all(torch.equal(alone[name], found[name]) for name in graph.variables)
 
     best, _ = testing.brute_mode(graph, tables)
     winner = mode(plan, tables)
