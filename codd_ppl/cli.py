@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
     )
     evaluate.add_argument(
+        "--wikitext",
+        action="store_true",
+        help="the text is WikiText's tokens: made running text first, and perplexities per word of it printed",
+    )
+    evaluate.add_argument(
         "--controls",
         action="store_true",
         help="also the coupling's marginals drawn independently, the prior alone, and sharper logits",
@@ -163,15 +168,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     from codd_ppl.errors import DataError
     from codd_ppl.evaluation import MarginalsAlone, PriorAlone, Sharpened, nelbo_table, time_sampling
     from codd_ppl.evaluation.likelihood import Model
+    from codd_ppl.evaluation.metrics import word_perplexity
     from codd_ppl.model_folder import load_model
     from codd_ppl.training.blocks import cut_blocks, spread_blocks
+    from codd_ppl.training.detokenize import detokenize_wikitext, wikitext_words
     from codd_ppl.training.text_files import read_documents
     from codd_ppl.training.tokenizer import encode_documents
 
     saved = load_model(options.model)
     if saved.tokenizer is None:
         raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
-    tokens = encode_documents(saved.tokenizer, read_documents(options.text, "text", None, None), "\n\n")
+    documents = read_documents(options.text, "text", "" if options.wikitext else None, None)
+    words = sum(map(wikitext_words, documents))
+    if options.wikitext:
+        documents = [detokenize_wikitext(document) for document in documents]
+    tokens = encode_documents(saved.tokenizer, documents, "\n\n")
     blocks = spread_blocks(cut_blocks(tokens, saved.coupling.sites), options.blocks)
     if not len(blocks):
         raise DataError(
@@ -193,6 +204,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
         table = table.with_seconds(found, timing_batch_size=8)
     rich_print(table.render("factorised"))
+    if options.wikitext:
+        rich_print(
+            f"perplexity per word ({words:,} words as WikiText counts them, {len(tokens) / words:.3f} tokens each)"
+        )
+        for name in table.models:
+            row = (word_perplexity(table.mean(name, T), len(tokens) / words) for T in table.steps)
+            rich_print(
+                f"{name:>16}  " + "  ".join(f"T={T}: {x:.4g}" for T, x in zip(table.steps, row, strict=True))
+            )
     if options.output:
         table.save(options.output)
 

@@ -1,6 +1,7 @@
 """The command line, on a text made on the spot."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,37 @@ def test_generate_and_evaluate(
     table = json.loads(target.read_text())
     assert set(table["values"]) == set(table["seconds_per_sample"]) == {"factorised", "coupled"}
     assert main(["explain", str(model)]) == 0
+
+
+def test_evaluate_on_wikitext_with_controls(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Perplexities per word follow from the bits per token and the two counts."""
+    text = tmp_path / "wiki.txt"
+    text.write_text(
+        " = the cat = \n \n" + " the cat sat on the mat , and the dog sat . \n" * 40, encoding="utf-8"
+    )
+    capsys.readouterr()
+    words = [
+        "evaluate",
+        str(model),
+        str(text),
+        "--steps",
+        "1",
+        "12",
+        "--blocks",
+        "8",
+        "--wikitext",
+        "--controls",
+    ]
+    assert main(words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(name in printed for name in ("marginals alone", "prior alone", "sharpened 0.8"))
+    found = re.search(r"\(([\d,]+) words as WikiText counts them, ([\d.]+) tokens each\)", printed)
+    assert found is not None and int(found[1].replace(",", "")) == 5 + 1 + 40 * 13
+    tokens = 40 * len("the cat sat on the mat, and the dog sat.\n") + len("= the cat =\n\n")
+    assert abs(float(found[2]) - tokens / 526) < 0.01
+    assert re.search(r"coupled T=1: [\d.e+]+ T=12: [\d.e+]+", printed)
 
 
 @pytest.mark.parametrize("words", [["generate", "nowhere"], ["demo", "--text", "nowhere.txt"]])

@@ -4,7 +4,7 @@ from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
 from codd_ppl.evaluation.comparison import EquivalentSteps
 from codd_ppl.evaluation.controls import MarginalsAlone, PriorAlone, Sharpened
 from codd_ppl.evaluation.likelihood import nelbo_table
-from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy
+from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy, word_perplexity
 from codd_ppl.evaluation.ngram import NGramModel
 from codd_ppl.evaluation.plots import plot_nelbo, plot_reveal_history, save_figure
 from codd_ppl.evaluation.table import NelboTable
@@ -27,4 +27,5 @@ __all__ = [
     "save_figure",
     "time_sampling",
     "token_entropy",
+    "word_perplexity",
 ]

@@ -10,7 +10,7 @@ import torch
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.typing import Float, Int, Tensor
 
-__all__ = ["distinct_n", "repetition", "token_entropy"]
+__all__ = ["distinct_n", "repetition", "token_entropy", "word_perplexity"]
 
 
 def token_entropy(samples: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
@@ -71,3 +71,16 @@ def _check(samples: Tensor, least: int) -> None:
             f"samples: expected integer token ids (batch, sites) with at least {least} sites, found {samples.dtype} "
             f"{tuple(samples.shape)}; stack the sequences, or choose a smaller n"
         )
+
+
+def word_perplexity(bits_per_token: float, tokens_per_word: float) -> float:
+    """Perplexity per word, 2^(bits per token * tokens per word): comparable between tokenizers on one text.
+
+    Raises:
+        ConfigError: not a positive number of tokens per word.
+    """
+    if not tokens_per_word > 0:
+        raise ConfigError(
+            f"expected tokens per word above 0, found {tokens_per_word}; count both on the same text"
+        )
+    return float(2.0 ** (bits_per_token * tokens_per_word))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codd_ppl.errors import ConfigError, DataError, ShapeError, TokenError
-from codd_ppl.evaluation import NGramModel, distinct_n, repetition, token_entropy
+from codd_ppl.evaluation import NGramModel, distinct_n, repetition, token_entropy, word_perplexity
 
 SAMPLES = torch.tensor([[0, 1, 0, 1, 0, 1], [3, 3, 3, 3, 3, 3], [0, 1, 2, 3, 4, 5], [7, 7, 7, 9, 9, 9]])
 
@@ -124,3 +124,10 @@ def test_n_gram_errors():
     for wrong in (-1, 4):
         with pytest.raises(TokenError, match=r"0\.\.3"):
             model.bits_per_token(blocks + wrong)
+
+
+def test_word_perplexity():
+    """A uniform choice among 8 tokens, two of which make a word, is one among 64 words."""
+    assert word_perplexity(3.0, 2.0) == pytest.approx(64.0)
+    with pytest.raises(ConfigError, match="tokens per word"):
+        word_perplexity(3.0, 0.0)
