@@ -205,14 +205,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         table = table.with_seconds(found, timing_batch_size=8)
     rich_print(table.render("factorised"))
     if options.wikitext:
-        rich_print(
-            f"perplexity per word ({words:,} words as WikiText counts them, {len(tokens) / words:.3f} tokens each)"
-        )
+        each = len(tokens) / words
+        print(f"perplexity per word ({words:,} words as WikiText counts them, {each:.3f} tokens each)")
         for name in table.models:
-            row = (word_perplexity(table.mean(name, T), len(tokens) / words) for T in table.steps)
-            rich_print(
-                f"{name:>16}  " + "  ".join(f"T={T}: {x:.4g}" for T, x in zip(table.steps, row, strict=True))
-            )
+            row = [f"T={T}: {word_perplexity(table.mean(name, T), each):.4g}" for T in table.steps]
+            print(f"{name:>16}  " + "  ".join(row))
     if options.output:
         table.save(options.output)
 
