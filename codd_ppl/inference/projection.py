@@ -25,6 +25,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
+from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.path_projection import hidden_markov, sweep_path
 from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
 from codd_ppl.inference.tables import StepTable, Tables
@@ -72,17 +73,29 @@ def walk(plan: ContractionPlan) -> tuple[Move, ...]:
 
 
 class _Sweep:
-    """Messages of one batch while the walk goes on; nothing is edited in place, so autograd can follow."""
+    """Messages of one batch while the walk goes on; nothing is edited in place, so autograd can follow.
+
+    ``up`` holds the prior with the first weights, ``prior`` is without; ``first`` (batch, sites, vocab) are these.
+    """
 
     def __init__(
-        self, up: Upward, sites: Sequence[str], target: Tensor, masked: Tensor, semiring: LogSemiring
+        self,
+        up: Upward,
+        prior: Tables,
+        sites: Sequence[str],
+        target: Tensor,
+        masked: Tensor,
+        first: Tensor | None,
+        semiring: LogSemiring,
     ) -> None:
         self.plan, self.tables, self.semiring = up.plan, up.tables, semiring
         self.site = {name: i for i, name in enumerate(sites)}
         self.target, self.masked = target, masked
         self.evidence = {v.name: self.tables.evidence((v.name,))[:, 0] for v in self.plan.variables}
-        self.base = dict(self.evidence)
-        self.weights: dict[str, Tensor] = {}
+        self.base = {v.name: prior.evidence((v.name,))[:, 0] for v in self.plan.variables}
+        self.weights: dict[str, Tensor] = (
+            {} if first is None else dict(zip(sites, first.unbind(1), strict=True))
+        )
         self.up_messages = {
             (s, g): up.message(s)[:, g]
             for s, step in enumerate(self.plan.steps)
@@ -175,6 +188,7 @@ def project(
     tolerance: float = 0.0,
     tokens: Int[Tensor, "*batch sites"] | None = None,
     candidates: int | None = None,
+    start: Float[Tensor, "*batch sites vocab"] | None = None,
 ) -> Float[Tensor, "*batch sites vocab"]:
     """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
 
@@ -192,13 +206,18 @@ def project(
             network's probabilities, the others together theirs, in the prior's proportions, so that each site costs
             candidates and not vocab rows of the emission table. The law stays proper over the whole vocabulary. It is
             used along hidden Markov models with a large emission table where nothing is ruled out; else all are fitted.
+        start: log w to begin with, read at masked sites only; None: w = 1 there. The fixed point is the same. It costs
+            a (vocab x states) product for each masked site, as one of the two of a sweep (with ``candidates``:
+            candidates rows; the others together begin at the geometric mean of their weights), and in return the first
+            sweep has a residual, so that ``tolerance`` can end after it.
 
     Returns:
         log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
 
     Raises:
         ConfigError: sweeps or candidates < 1.
-        PotentialsError: malformed log-potentials.
+        ShapeError: a start of another shape than the targets.
+        PotentialsError: malformed log-potentials, or a start that is NaN or +inf at a masked site.
         IntractableError: the plan is an approximation.
     """
     loopy.require_exact(plan, "project")
@@ -207,16 +226,18 @@ def project(
     if candidates is not None and candidates < 1:
         raise ConfigError(f"candidates must be at least 1, or None for all tokens, found {candidates}")
     batch_shape, names = tuple(log_targets.shape[:-2]), tuple(sites)
+    first = None if start is None else first_weights(start, log_targets, masked)
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     if tokens is not None:
         shared = tables.batch_shape in ((), batch_shape)
-        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets):
+        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets, first):
             whole = log_targets.shape[:-1]
             target = log_targets.reshape(-1, *log_targets.shape[-2:])
             hidden, value = (t.expand(whole).reshape(-1, len(names)) for t in (masked, tokens))
+            begin = None if first is None else first.reshape(target.shape)
             found = path_tokens.sweep_tokens(
-                tables, model, target, hidden, value, sweeps, tolerance, candidates
+                tables, model, target, hidden, value, sweeps, tolerance, candidates, begin
             )
             if found is not None:
                 return found.reshape(log_targets.shape)
@@ -231,18 +252,22 @@ def project(
         )
     if tables.batch_shape != batch_shape:
         widened = {k: _widen(v, len(tables.shapes[k]), batch_shape) for k, v in log_potentials.items()}
-        tables = Tables(plan, widened)
+        tables, log_potentials = Tables(plan, widened), widened
     count, vocab = log_targets.shape[-2:]
     target = log_targets.reshape(-1, count, vocab)
     flat = masked.expand(*batch_shape, count).reshape(-1, count)
+    begun, begin = tables, None
+    if first is not None:
+        begin = first.reshape(target.shape)
+        begun = Tables(plan, {**log_potentials, names: log_potentials.get(names, 0.0) + first})
+    what = (sites, target, flat, begin, sweeps, tolerance)
     if plan.junction is not None:
-        fitted = clique_projection.fit(tables, sites, target, flat, sweeps, tolerance)
-        return fitted.reshape(*batch_shape, count, vocab)
-    weights = None if model is None else sweep_path(tables, model, sites, target, flat, sweeps, tolerance)
+        return clique_projection.fit(tables, begun, *what).reshape(*batch_shape, count, vocab)
+    weights = None if model is None else sweep_path(tables, model, *what)
     if weights is None and model is None and not transforming():
-        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
+        weights = _sweeps(tables, begun, *what, fast=True)
     if weights is None:
-        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
+        weights = _sweeps(tables, begun, *what, fast=False)
     assert weights is not None
     return weights.reshape(*batch_shape, count, vocab)
 
@@ -260,23 +285,26 @@ def _widen(value: Tensor, event: int, batch_shape: tuple[int, ...]) -> Tensor:
 
 def _sweeps(
     tables: Tables,
+    begun: Tables,
     sites: Sequence[str],
     target: Tensor,
     masked: Tensor,
+    first: Tensor | None,
     sweeps: int,
     tolerance: float,
     fast: bool,
 ) -> Tensor | None:
-    """Log-weights, or None when the fast route was not safe."""
+    """Log-weights, or None when the fast route was not safe; ``begun`` is the prior with the first weights."""
     semiring = LogSemiring(fast)
-    state = _Sweep(Upward(tables, semiring), sites, target, masked, semiring)
+    state = _Sweep(Upward(begun, semiring), tables, sites, target, masked, first, semiring)
     moves = walk(tables.plan)
     last = max((i for i, m in enumerate(moves) if m[0] == "visit"), default=-1) + 1
     for sweep in range(sweeps):
         state.residual = None
         state.run(moves[:last])
-        # In the first sweep only tokens that were visited twice have a residual: it says nothing about the rest.
-        if sweep > 0 and tolerance > 0 and state.residual is not None and float(state.residual) <= tolerance:
+        # From w = 1 only tokens that are visited twice have a residual at first: it says nothing about the rest.
+        telling = tolerance > 0 and (sweep > 0 or first is not None)
+        if telling and state.residual is not None and float(state.residual) <= tolerance:
             break
         if sweep + 1 < sweeps:
             state.run(moves[last:])
