@@ -56,7 +56,8 @@ def project(
         sites: variables in the order of the site dimension.
         log_targets: normalised log q_i; -inf is legal.
         masked: where to project; other sites get weight 0.
-        sweeps: passes over the sites; one is enough in practice, each further one shrinks the error geometrically.
+        sweeps: passes over the sites; each further one shrinks the error of the marginals, about by half where the
+            prior disagrees with the targets (tests/benchmarks/sweeps.md).
         tolerance: stop early when no log-weight changed by more than this in a sweep (0: never).
         tokens: clamp the sites that are not masked to these values; evidence of the sites is then read only from
             one key, the tuple of all of them.
