@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 
 from codd_ppl import CoupledCategorical, CouplingLayer, FactorGraph, topologies
 from codd_ppl.errors import (
+    ConfigError,
     CyclicGraphError,
     GraphError,
     IntractableError,
@@ -213,3 +214,51 @@ def test_in_a_pyro_model() -> None:
     every = dist.enumerate_support()
     likelihood = torch.distributions.Normal(every.sum(-1).float(), 1.0).log_prob(torch.tensor(1.5))
     assert loss == pytest.approx(-float((dist.log_prob(every) + likelihood).logsumexp(0).detach()), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chain", "hidden_markov", "latent_tree", "mixture"])
+def test_a_law_to_start_from(name: str) -> None:
+    """Same fixed point; one sweep from a near law is nearer to it than one from w = 1, and from itself stays."""
+    logits, x = (t.detach() for t in inputs())
+    exact = layer(name, sweeps=200)(logits, tokens=x, known=KNOWN)
+    once = layer(name, sweeps=1)
+    again = once(logits, tokens=x, known=KNOWN, start=exact)
+    assert torch.allclose(again.log_weights, exact.log_weights, atol=1e-9)
+    assert torch.allclose(again.log_evidence, exact.log_evidence, atol=1e-9)
+    nearby = logits + 1e-3 * torch.randn_like(logits)
+    target = layer(name, sweeps=200)(nearby, tokens=x, known=KNOWN)
+    warm, cold = once(nearby, tokens=x, known=KNOWN, start=exact), once(nearby, tokens=x, known=KNOWN)
+    warm_gap, cold_gap = ((d.marginals - target.marginals).abs().max() for d in (warm, cold))
+    assert warm_gap < 0.05 * cold_gap or cold_gap < 1e-9
+    more = KNOWN | torch.tensor([False, False, True, False])
+    both = [
+        layer(name, sweeps=200)(logits, tokens=x, known=more, start=start).marginals
+        for start in (None, exact)
+    ]
+    assert torch.allclose(*both, atol=1e-9)
+    assert once(logits, tokens=x, known=KNOWN, start=exact.expand(exact.batch_shape)).log_weights is not None
+    assert exact.condition(x, KNOWN).log_weights is exact.log_weights
+
+
+def test_a_start_is_a_constant_to_the_gradient() -> None:
+    logits, x = inputs()
+    first = layer("chain", sweeps=1)(logits, tokens=x, known=KNOWN)
+    other = logits.detach().clone().requires_grad_()
+    law = layer("chain", sweeps=1)(other, tokens=x, known=KNOWN, start=first)
+    law.log_prob(x).sum().backward()
+    assert logits.grad is None and other.grad is not None and bool(other.grad.isfinite().all())
+
+
+def test_a_start_that_can_not_be_one() -> None:
+    logits, x = inputs()
+    product = layer("chain", "product")(logits, tokens=x, known=KNOWN)
+    assert product.log_weights is None
+    with pytest.raises(ConfigError, match="which knows its weights"):
+        layer("chain")(logits, tokens=x, known=KNOWN, start=product)
+    law = layer("chain")(logits, tokens=x, known=KNOWN)
+    for coupling in (layer("chain", "product"), layer("independent")):
+        assert not coupling.warm_starts
+        with pytest.raises(ConfigError, match="nothing"):
+            coupling(logits, tokens=x, known=KNOWN, start=law)
+    with pytest.raises(ShapeError, match="as the targets"):
+        layer("chain")(logits[:1], tokens=x[:1], known=KNOWN[:1], start=law)

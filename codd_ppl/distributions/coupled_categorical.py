@@ -40,6 +40,8 @@ class CoupledCategorical(TorchDistribution):
         known: (*batch, sites) bool.
         normalized: the evidence of every masked site sums to one already; without factors its entries are then the
             log-probabilities, bit for bit.
+        log_weights: (*batch, sites, vocab), log w of the projection that the evidence comes from, if one does; kept for
+            a later projection to start from, and read by no query.
 
     Raises:
         ShapeError: evidence or potentials don't fit the graph, or only one of ``tokens`` and ``known`` is given.
@@ -59,6 +61,7 @@ class CoupledCategorical(TorchDistribution):
         known: Bool[Tensor, "*#batch sites"] | None = None,
         normalized: bool = False,
         validate_args: bool | None = None,
+        log_weights: Float[Tensor, "*batch sites vocab"] | None = None,
     ) -> None:
         self.plan = plan
         self.sites = reading_order(v.name for v in plan.variables if not v.latent)
@@ -91,6 +94,7 @@ class CoupledCategorical(TorchDistribution):
         self._potentials = dict(log_potentials)
         self._coupled = bool(plan.factors)
         self._normalized = normalized
+        self.log_weights = log_weights
         self._check_batch(tuple(batch_shape))
         self._evidence = log_evidence
         super().__init__(batch_shape, torch.Size((len(self.sites),)), validate_args=validate_args)
@@ -283,21 +287,21 @@ class CoupledCategorical(TorchDistribution):
                 f"{int(self.tokens[tuple(clash[0])])}, found {int(value[tuple(clash[0])])}; condition on masked sites"
             )
         tokens = torch.where(chosen, value, self.tokens)
-        return self._like(self.batch_shape, self._evidence, tokens, self.known | chosen)
+        return self._like(self.batch_shape, self._evidence, tokens, self.known | chosen, self.log_weights)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> CoupledCategorical:
         """The same law for a larger batch; nothing is copied."""
         shape = torch.Size(batch_shape)
         evidence = self._evidence.expand(*shape, *self._evidence.shape[-2:])
         known = self.known.expand(*shape, len(self.sites))
-        return self._like(shape, evidence, self.tokens.expand(*shape, len(self.sites)), known)
+        weights = None if self.log_weights is None else self.log_weights.expand(evidence.shape)
+        return self._like(shape, evidence, self.tokens.expand(*shape, len(self.sites)), known, weights)
 
     def _like(
-        self, batch_shape: torch.Size, evidence: Tensor, tokens: Tensor, known: Tensor
+        self, batch_shape: torch.Size, evidence: Tensor, tokens: Tensor, known: Tensor, weights: Tensor | None
     ) -> CoupledCategorical:
-        return CoupledCategorical(
-            self.plan, self._potentials, evidence, tokens, known, self._normalized, self._validate_args
-        )
+        settings = (self._normalized, self._validate_args, weights)
+        return CoupledCategorical(self.plan, self._potentials, evidence, tokens, known, *settings)
 
     # -- checks --------------------------------------------------------------------------------------
 

@@ -56,18 +56,28 @@ def _first_sites(plan: ContractionPlan, tree: CliqueTree) -> list[int]:
 
 
 def fit(
-    tables: Tables, sites: Sequence[str], target: Tensor, masked: Tensor, sweeps: int, tolerance: float
+    tables: Tables,
+    begun: Tables,
+    sites: Sequence[str],
+    target: Tensor,
+    masked: Tensor,
+    first: Tensor | None,
+    sweeps: int,
+    tolerance: float,
 ) -> Tensor:
-    """Log-weights (batch, sites, vocab) of the masked sites, 0 elsewhere; see ``projection.project``."""
+    """Log-weights (batch, sites, vocab) of the masked sites, 0 elsewhere; see ``projection.project``.
+
+    ``begun`` is the prior with the first weights, which are ``first``; without them (None) the prior itself.
+    """
     require_proper(tables)
-    state = _Fit(tables, sites, target, masked)
+    state = _Fit(tables, begun, sites, target, masked, first)
     moves = walk(tables.plan)
     last = max(i for i, move in enumerate(moves) if move[0] == "visit") + 1
     for sweep in range(sweeps):
         state.residual = torch.zeros((), dtype=target.dtype, device=target.device)
         state.sweep(moves[:last])
-        # In the first sweep nothing can be said about the sites that were fitted once.
-        if sweep > 0 and tolerance > 0 and float(state.residual) <= tolerance:
+        # From w = 1 nothing can be said at first about the sites that were fitted once.
+        if (sweep > 0 or first is not None) and tolerance > 0 and float(state.residual) <= tolerance:
             break
         if sweep + 1 < sweeps:
             state.sweep(moves[last:])
@@ -78,12 +88,22 @@ def fit(
 class _Fit(Calibration):
     """Messages of one batch while the walk goes on; tensors are replaced, never edited, so autograd can follow."""
 
-    def __init__(self, tables: Tables, sites: Sequence[str], target: Tensor, masked: Tensor) -> None:
-        super().__init__(tables)
+    def __init__(
+        self,
+        tables: Tables,
+        begun: Tables,
+        sites: Sequence[str],
+        target: Tensor,
+        masked: Tensor,
+        first: Tensor | None,
+    ) -> None:
+        super().__init__(begun)
         self.site = {name: i for i, name in enumerate(sites)}
         self.target, self.masked = target, masked
-        self.base = dict(self.evidence)
-        self.weights: dict[str, Tensor] = {}
+        self.base = {name: tables.evidence((name,))[:, 0] for name in self.site}
+        self.weights: dict[str, Tensor] = (
+            {} if first is None else dict(zip(sites, first.unbind(1), strict=True))
+        )
         self.residual = target.new_zeros(())
         self.places = {child: place for c in self.tree.cliques for place, child in enumerate(c.children)}
 

@@ -69,6 +69,7 @@ def sweep_path(
     sites: Sequence[str],
     target: Tensor,
     masked: Tensor,
+    first: Tensor | None,
     sweeps: int,
     tolerance: float,
 ) -> Tensor | None:
@@ -80,6 +81,8 @@ def sweep_path(
         sites: the tokens.
         target: log q, (batch, sites, vocab).
         masked: (batch, sites) bool.
+        first: log-weights to begin with, (batch, sites, vocab), from
+            :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
     """
     emission = tables.step(model.emission).log
@@ -93,7 +96,8 @@ def sweep_path(
     possible = evidence > 0
     emit, move = linear_form(emission[0, 0].T), _moves(tables, model)
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
-    compiled = not (torch.is_grad_enabled() and (tables.differentiable or target.requires_grad))
+    learned = target.requires_grad or (first is not None and first.requires_grad)
+    compiled = not (torch.is_grad_enabled() and (tables.differentiable or learned))
     compiled = (
         compiled
         and isinstance(move, Tensor)
@@ -103,6 +107,10 @@ def sweep_path(
     sweep_once = _compiled_sweep if compiled else _sweep
     semiring, message = LogSemiring(), evidence @ emit.T
     weight = before = torch.zeros_like(log_q)
+    if first is not None:  # all that a sweep needs of the weights is in the messages of the tokens
+        before = first[:, order].transpose(0, 1)
+        message = (evidence * linear_form(before, -1)) @ emit.T
+        semiring.watch(message.detach().amin() / max(emit.shape))
     for sweep in range(sweeps):
         right, left, message, cavity = sweep_once(parts, message)
         cavity = torch.where(hidden & possible, cavity, 1.0)
@@ -113,7 +121,7 @@ def sweep_path(
         total = cavity * evidence
         share = torch.where(possible & hidden, total / total.sum(-1, keepdim=True), 1.0)
         weight = torch.where(possible, log_q - share.log(), -torch.inf)
-        if sweep and tolerance > 0:
+        if (sweep or first is not None) and tolerance > 0:
             change = torch.where(torch.isfinite(weight) & hidden, weight - before, 0.0)
             if float(change.detach().abs().amax()) <= tolerance:
                 break

@@ -22,7 +22,9 @@ TINY = 1e-7
 """Share of a row of sums, or of a site's probability, that is rounding."""
 
 
-def usable(tables: Tables, model: HiddenMarkov, sites: tuple[str, ...], target: Tensor) -> bool:
+def usable(
+    tables: Tables, model: HiddenMarkov, sites: tuple[str, ...], target: Tensor, first: Tensor | None
+) -> bool:
     """Whether :func:`sweep_tokens` may be asked: a large emission table, no other evidence of tokens, no graph."""
     emission, transition = tables.step(model.emission), tables.step(model.transition)
     (run,) = tables.plan.runs
@@ -33,6 +35,7 @@ def usable(tables: Tables, model: HiddenMarkov, sites: tuple[str, ...], target: 
         and target.numel() > 0
         and target.dtype == tables.dtype
         and not (torch.is_grad_enabled() and (target.requires_grad or tables.differentiable))
+        and not (torch.is_grad_enabled() and first is not None and first.requires_grad)
         and not any(v in tables.raw or tables.plan.unary.get(v) for v in sites)
         and all(set(block).isdisjoint(sites) for block in tables.layout.blocks)
     )
@@ -47,6 +50,7 @@ def sweep_tokens(
     sweeps: int,
     tolerance: float,
     candidates: int | None = None,
+    first: Float[Tensor, "batch sites vocab"] | None = None,
 ) -> Float[Tensor, "batch sites vocab"] | None:
     """Log-weights, 0 where not masked; None where linear space is not safe.
 
@@ -61,6 +65,7 @@ def sweep_tokens(
         masked, tokens: where to project, and the values elsewhere.
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
         candidates: as there; only where every token is possible.
+        first: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
     """
     emission = tables.step(model.emission)
     assert isinstance(emission, KeptTable)
@@ -79,6 +84,13 @@ def sweep_tokens(
     result[~masked] = 0.0
     few = candidates is not None and candidates < target.shape[-1] and bool((target > -torch.inf).all())
     fit = _Candidates(emission.by_child, emission.sums, candidates or 1) if few else _Whole(table)
+    if first is not None:
+        for k, site in enumerate(order):
+            if len(rows[k]):
+                new = fit.begin(target[rows[k], site], first[rows[k], site])
+                semiring.watch(new.amin() / max(table.shape))
+                messages[k] = messages[k].index_copy(0, rows[k], new)
+        result = first.clone()
     for sweep in range(sweeps):
         right, least, change = [torch.ones_like(latent[0])] * len(order), list[Tensor](), 0.0
         for k in range(len(order) - 1, 0, -1):
@@ -90,7 +102,7 @@ def sweep_tokens(
                 weight, new, smallest = fit(target[rows[k], site], (left * right[k])[rows[k]])
                 least.append(smallest)
                 messages[k] = new if len(new) == batch else messages[k].index_copy(0, rows[k], new)
-                if sweep and tolerance > 0:
+                if (sweep or first is not None) and tolerance > 0:
                     gap = weight - result[rows[k], site]
                     change = max(change, float(torch.where(torch.isfinite(gap), gap, 0.0).abs().amax()))
                 result[rows[k], site] = weight
@@ -100,7 +112,7 @@ def sweep_tokens(
         semiring.watch(torch.stack(least).amin() / max(table.shape))
         if not semiring.safe():
             return None
-        if sweep and tolerance > 0 and change <= tolerance:
+        if (sweep or first is not None) and tolerance > 0 and change <= tolerance:
             break
     return result
 
@@ -110,6 +122,10 @@ class _Whole:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
+
+    def begin(self, log_q: Tensor, weight: Tensor) -> Tensor:
+        """The message (rows, states) of log-weights (rows, vocab), which are used up."""
+        return times(weight.sub_(weight.amax(-1, keepdim=True)).exp_(), self.table)
 
     def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``log_q`` (rows, vocab), which is used up, and the latents' belief (rows, states)."""
@@ -131,14 +147,28 @@ class _Candidates:
             0, table.shape[1]
         )  # fresh memory for the rows would cost more than reading them
 
-    def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top, index = log_q.topk(self.count, sorted=False)
+    def _rows(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rows of the table (rows, candidates, states), and what is left of it (rows, states)."""
         if len(self._room) < index.numel():
             self._room = self.table.new_empty(index.numel(), self.table.shape[1])
         rows = torch.index_select(self.table, 0, index.flatten(), out=self._room[: index.numel()])
-        share, chosen = top.exp(), rows.view(*index.shape, -1).to(belief.dtype)
+        chosen = rows.view(*index.shape, -1).to(dtype)
         # What is left may be nothing but the rounding of these sums.
-        tail = (self.sums - chosen.sum(1)).clamp(min=0) + TINY * self.sums
+        return chosen, (self.sums - chosen.sum(1)).clamp(min=0) + TINY * self.sums
+
+    def begin(self, log_q: Tensor, weight: Tensor) -> Tensor:
+        """The message (rows, states) of log-weights (rows, vocab), those of the others averaged."""
+        index = log_q.topk(self.count, sorted=False).indices
+        top = weight.gather(-1, index)
+        mean = (weight.sum(-1, keepdim=True) - top.sum(-1, keepdim=True)) / (log_q.shape[-1] - self.count)
+        highest = torch.maximum(top.amax(-1, keepdim=True), mean)
+        chosen, tail = self._rows(index, log_q.dtype)
+        return ((top - highest).exp()[:, None] @ chosen)[:, 0] + (mean - highest).exp() * tail
+
+    def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top, index = log_q.topk(self.count, sorted=False)
+        chosen, tail = self._rows(index, belief.dtype)
+        share = top.exp()
         rest = (1 - share.sum(-1, keepdim=True)).clamp(min=TINY)
         cavity = (belief[:, None] @ chosen.mT)[:, 0]
         other = (belief * tail).sum(-1, keepdim=True)

@@ -17,7 +17,6 @@ costs about as much as one forward and one backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,144 +24,16 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
+from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.path_projection import hidden_markov, sweep_path
-from codd_ppl.inference.semirings import LogSemiring, safe_logsumexp
-from codd_ppl.inference.tables import StepTable, Tables
+from codd_ppl.inference.semirings import LogSemiring
+from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
 from codd_ppl.inference.tree import Upward
+from codd_ppl.inference.tree_walk import TreeWalk, walk
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["broadcasts", "project", "walk"]
-
-Move = tuple[
-    str, int, int, int
-]  # ("visit" | "again", variable index, -, -) | ("down" | "up", step, position, child axis)
-
-
-@lru_cache(maxsize=128)
-def walk(plan: ContractionPlan) -> tuple[Move, ...]:
-    """Depth-first walk over the plan's forest, children in reading order of the first token below them.
-
-    Moves: visit a variable; go down a factor to one of its children; come back up from it; visit again a token
-    that has children, once more each time the walk comes back to it (only leaves are the last ones seen from both
-    sides, so inner tokens need it for a fast convergence).
-    """
-    names = [v.name for v in plan.variables]
-    number = {name: i for i, name in enumerate(names)}
-    rank = {v.name: (v.latent, i) for i, v in enumerate(plan.variables)}
-    first = dict(rank)  # smallest token below each variable, filled from the leaves
-    for step in plan.steps:
-        for m in step.messages:
-            first[m.parent] = min(first[m.parent], *(first[c] for c in m.children))
-    moves: list[Move] = []
-    stack: list[Move] = [("visit", number[r], 0, 0) for r in reversed(plan.roots)]
-    while stack:
-        move = stack.pop()
-        moves.append(move)
-        if move[0] != "visit":
-            continue
-        todo: list[Move] = []
-        messages = [(s, g, plan.steps[s].messages[g]) for s, g in plan.below[names[move[1]]]]
-        for s, g, m in sorted(messages, key=lambda item: min(first[c] for c in item[2].children)):
-            for c, child in enumerate(m.children):
-                todo += [("down", s, g, c), ("visit", number[child], 0, 0), ("up", s, g, c)]
-            todo += [] if plan.variables[move[1]].latent else [("again", move[1], 0, 0)]
-        stack += reversed(todo)
-    return tuple(moves)
-
-
-class _Sweep:
-    """Messages of one batch while the walk goes on; nothing is edited in place, so autograd can follow."""
-
-    def __init__(
-        self, up: Upward, sites: Sequence[str], target: Tensor, masked: Tensor, semiring: LogSemiring
-    ) -> None:
-        self.plan, self.tables, self.semiring = up.plan, up.tables, semiring
-        self.site = {name: i for i, name in enumerate(sites)}
-        self.target, self.masked = target, masked
-        self.evidence = {v.name: self.tables.evidence((v.name,))[:, 0] for v in self.plan.variables}
-        self.base = dict(self.evidence)
-        self.weights: dict[str, Tensor] = {}
-        self.up_messages = {
-            (s, g): up.message(s)[:, g]
-            for s, step in enumerate(self.plan.steps)
-            for g in range(len(step.messages))
-        }
-        self.down_messages: dict[str, Tensor] = {}
-        self.residual: Tensor | None = None
-
-    def run(self, moves: tuple[Move, ...]) -> None:
-        for kind, a, g, c in moves:
-            if kind in ("visit", "again"):
-                self.visit(self.plan.variables[a].name)
-            elif kind == "down":
-                self.down(a, g, c)
-            else:
-                self.up(a, g)
-
-    def visit(self, name: str) -> None:
-        """Set w_i = q_i / cav_i on the masked rows of a token."""
-        if name not in self.site:
-            return
-        i = self.site[name]
-        cavity = self.belief(name, evidence=self.base[name])
-        scale = safe_logsumexp(cavity, -1)[..., None]
-        cavity = cavity - torch.where(scale == -torch.inf, 0.0, scale)
-        target = self.target[:, i]
-        cavity, target = torch.broadcast_tensors(cavity, target)
-        # A token that the prior or the network rules out stays ruled out: no weight can restore it.
-        out = (target == -torch.inf) | (cavity == -torch.inf)
-        weight = torch.where(out, -torch.inf, torch.where(out, 0.0, target) - torch.where(out, 0.0, cavity))
-        if name in self.weights:
-            change = torch.where(out, 0.0, weight - torch.where(out, 0.0, self.weights[name])).detach()
-            gap = (
-                (change.abs().amax(-1) * self.masked[:, i]).amax() if change.numel() else change.new_zeros(())
-            )
-            self.residual = gap if self.residual is None else torch.maximum(self.residual, gap)
-        self.weights[name] = weight
-        self.evidence[name] = torch.where(self.masked[:, i, None], self.base[name] + weight, self.base[name])
-
-    def belief(self, name: str, evidence: Tensor, without: tuple[int, int] | None = None) -> Tensor:
-        total = evidence
-        if name in self.down_messages:
-            total = total + self.down_messages[name]
-        for where in self.plan.below[name]:
-            if where != without:
-                total = total + self.up_messages[where]
-        return total
-
-    def _table(self, s: int, g: int) -> StepTable:
-        table = self.tables.step(s)
-        return table if table.log.shape[1] == 1 else _Slice(table, g)
-
-    def _children(self, s: int, g: int) -> list[Tensor]:
-        result = []
-        for child in self.plan.steps[s].messages[g].children:
-            total = self.evidence[child]
-            for where in self.plan.below[child]:
-                total = total + self.up_messages[where]
-            result.append(total[:, None])
-        return result
-
-    def down(self, s: int, g: int, c: int) -> None:
-        step, message = self.plan.steps[s], self.plan.steps[s].messages[g]
-        outer = self.belief(message.parent, self.evidence[message.parent], without=(s, g))[:, None]
-        sent = self.semiring.down(step, self._table(s, g), outer, self._children(s, g), c)[:, 0]
-        self.down_messages[message.children[c]] = sent
-
-    def up(self, s: int, g: int) -> None:
-        sent, _ = self.semiring.up(self.plan.steps[s], self._table(s, g), self._children(s, g))
-        self.up_messages[s, g] = sent[:, 0]
-
-
-class _Slice(StepTable):
-    """One message's table out of a step's, sharing the step's exponentials."""
-
-    def __init__(self, whole: StepTable, message: int) -> None:
-        pick = slice(message, message + 1)
-        super().__init__(whole.log[:, pick])
-        self.__dict__["scale"] = whole.scale[:, pick]
-        self.__dict__["linear"] = whole.linear[:, pick]
 
 
 def project(
@@ -175,6 +46,7 @@ def project(
     tolerance: float = 0.0,
     tokens: Int[Tensor, "*batch sites"] | None = None,
     candidates: int | None = None,
+    start: Float[Tensor, "*batch sites vocab"] | None = None,
 ) -> Float[Tensor, "*batch sites vocab"]:
     """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
 
@@ -184,7 +56,8 @@ def project(
         sites: variables in the order of the site dimension.
         log_targets: normalised log q_i; -inf is legal.
         masked: where to project; other sites get weight 0.
-        sweeps: passes over the sites; one is enough in practice, each further one shrinks the error geometrically.
+        sweeps: passes over the sites; each further one shrinks the error of the marginals, about by half where the
+            prior disagrees with the targets (tests/benchmarks/sweeps.md).
         tolerance: stop early when no log-weight changed by more than this in a sweep (0: never).
         tokens: clamp the sites that are not masked to these values; evidence of the sites is then read only from
             one key, the tuple of all of them.
@@ -192,13 +65,18 @@ def project(
             network's probabilities, the others together theirs, in the prior's proportions, so that each site costs
             candidates and not vocab rows of the emission table. The law stays proper over the whole vocabulary. It is
             used along hidden Markov models with a large emission table where nothing is ruled out; else all are fitted.
+        start: log w to begin with, read at masked sites only; None: w = 1 there. The fixed point is the same. It costs
+            a (vocab x states) product for each masked site, as one of the two of a sweep (with ``candidates``:
+            candidates rows; the others together begin at the geometric mean of their weights), and in return the first
+            sweep has a residual, so that ``tolerance`` can end after it.
 
     Returns:
         log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
 
     Raises:
         ConfigError: sweeps or candidates < 1.
-        PotentialsError: malformed log-potentials.
+        ShapeError: a start of another shape than the targets.
+        PotentialsError: malformed log-potentials, or a start that is NaN or +inf at a masked site.
         IntractableError: the plan is an approximation.
     """
     loopy.require_exact(plan, "project")
@@ -207,16 +85,18 @@ def project(
     if candidates is not None and candidates < 1:
         raise ConfigError(f"candidates must be at least 1, or None for all tokens, found {candidates}")
     batch_shape, names = tuple(log_targets.shape[:-2]), tuple(sites)
+    first = None if start is None else first_weights(start, log_targets, masked)
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     if tokens is not None:
         shared = tables.batch_shape in ((), batch_shape)
-        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets):
+        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets, first):
             whole = log_targets.shape[:-1]
             target = log_targets.reshape(-1, *log_targets.shape[-2:])
             hidden, value = (t.expand(whole).reshape(-1, len(names)) for t in (masked, tokens))
+            begin = None if first is None else first.reshape(target.shape)
             found = path_tokens.sweep_tokens(
-                tables, model, target, hidden, value, sweeps, tolerance, candidates
+                tables, model, target, hidden, value, sweeps, tolerance, candidates, begin
             )
             if found is not None:
                 return found.reshape(log_targets.shape)
@@ -231,18 +111,22 @@ def project(
         )
     if tables.batch_shape != batch_shape:
         widened = {k: _widen(v, len(tables.shapes[k]), batch_shape) for k, v in log_potentials.items()}
-        tables = Tables(plan, widened)
+        tables, log_potentials = Tables(plan, widened), widened
     count, vocab = log_targets.shape[-2:]
     target = log_targets.reshape(-1, count, vocab)
     flat = masked.expand(*batch_shape, count).reshape(-1, count)
+    begun, begin = tables, None
+    if first is not None:
+        begin = first.reshape(target.shape)
+        begun = Tables(plan, {**log_potentials, names: log_potentials.get(names, 0.0) + first})
+    what = (sites, target, flat, begin, sweeps, tolerance)
     if plan.junction is not None:
-        fitted = clique_projection.fit(tables, sites, target, flat, sweeps, tolerance)
-        return fitted.reshape(*batch_shape, count, vocab)
-    weights = None if model is None else sweep_path(tables, model, sites, target, flat, sweeps, tolerance)
+        return clique_projection.fit(tables, begun, *what).reshape(*batch_shape, count, vocab)
+    weights = None if model is None else sweep_path(tables, model, *what)
     if weights is None and model is None and not transforming():
-        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=True)
+        weights = _sweeps(tables, begun, *what, fast=True)
     if weights is None:
-        weights = _sweeps(tables, sites, target, flat, sweeps, tolerance, fast=False)
+        weights = _sweeps(tables, begun, *what, fast=False)
     assert weights is not None
     return weights.reshape(*batch_shape, count, vocab)
 
@@ -260,23 +144,26 @@ def _widen(value: Tensor, event: int, batch_shape: tuple[int, ...]) -> Tensor:
 
 def _sweeps(
     tables: Tables,
+    begun: Tables,
     sites: Sequence[str],
     target: Tensor,
     masked: Tensor,
+    first: Tensor | None,
     sweeps: int,
     tolerance: float,
     fast: bool,
 ) -> Tensor | None:
-    """Log-weights, or None when the fast route was not safe."""
+    """Log-weights, or None when the fast route was not safe; ``begun`` is the prior with the first weights."""
     semiring = LogSemiring(fast)
-    state = _Sweep(Upward(tables, semiring), sites, target, masked, semiring)
+    state = TreeWalk(Upward(begun, semiring), tables, sites, target, masked, first, semiring)
     moves = walk(tables.plan)
     last = max((i for i, m in enumerate(moves) if m[0] == "visit"), default=-1) + 1
     for sweep in range(sweeps):
         state.residual = None
         state.run(moves[:last])
-        # In the first sweep only tokens that were visited twice have a residual: it says nothing about the rest.
-        if sweep > 0 and tolerance > 0 and state.residual is not None and float(state.residual) <= tolerance:
+        # From w = 1 only tokens that are visited twice have a residual at first: it says nothing about the rest.
+        telling = tolerance > 0 and (sweep > 0 or first is not None)
+        if telling and state.residual is not None and float(state.residual) <= tolerance:
             break
         if sweep + 1 < sweeps:
             state.run(moves[last:])

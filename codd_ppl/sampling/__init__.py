@@ -1,6 +1,6 @@
 """Generate: unmasking policies and the few-step sampler."""
 
-from codd_ppl.sampling.protocol import Coupling, JointDistribution
+from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
 from codd_ppl.sampling.sampler import Generation, Sampler
 from codd_ppl.sampling.unmasking import (
     Entropy,
@@ -19,6 +19,7 @@ __all__ = [
     "Entropy",
     "Generation",
     "JointDistribution",
+    "WarmCoupling",
     "LowConfidence",
     "Margin",
     "RandomUnmasking",

@@ -9,7 +9,7 @@ import torch
 
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
-__all__ = ["Coupling", "JointDistribution"]
+__all__ = ["Coupling", "JointDistribution", "WarmCoupling"]
 
 
 @runtime_checkable
@@ -53,3 +53,24 @@ class Coupling(Protocol):
         known: Bool[Tensor, "batch sites"],
     ) -> JointDistribution:
         """Couple the logits; ``tokens`` is read where ``known`` only."""
+
+
+@runtime_checkable
+class WarmCoupling(Coupling, Protocol):
+    """A coupling whose iterations may start from where those of an earlier step of the same sequences ended."""
+
+    @property
+    def warm_starts(self) -> bool:
+        """Whether it iterates at all, so that ``start`` is allowed."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch sites vocab"],
+        /,
+        *,
+        hidden: Float[Tensor, "batch sites hidden"] | None,
+        tokens: Int[Tensor, "batch sites"],
+        known: Bool[Tensor, "batch sites"],
+        start: JointDistribution | None = None,
+    ) -> JointDistribution:
+        """Couple the logits; ``start`` is what an earlier call returned."""

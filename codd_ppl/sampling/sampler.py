@@ -13,7 +13,7 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.sampling.protocol import Coupling, JointDistribution
+from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
@@ -49,9 +49,14 @@ class Sampler:
         unmasking: ``"random"``, ``"low_confidence"``, ``"margin"``, ``"entropy"``, or a policy object.
         steps: number T of reverse steps, and the largest number of network calls.
         schedule: noise schedule that spreads the sites over the steps; linear if None.
+        warm_start: start the projection of a step from the weights of the last one. Marginals are nearer to the
+            network's after as many sweeps. But the law of a step then depends on the path and not on xt alone (unless
+            the sweeps go to the fixed point), so that NELBO_T, which evaluation computes from xt, is no longer its
+            bound: off by default.
 
     Raises:
-        ConfigError: steps < 1, unknown policy, or vocabularies that differ.
+        ConfigError: steps < 1, unknown policy, vocabularies that differ, or ``warm_start`` for a coupling that doesn't
+            iterate (see :class:`codd_ppl.sampling.WarmCoupling`).
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Sampler:
         unmasking: str | UnmaskingPolicy = "random",
         steps: int = 4,
         schedule: Schedule | None = None,
+        warm_start: bool = False,
     ) -> None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ConfigError(f"steps: expected an integer of at least 1, found {steps!r}; pass e.g. steps=4")
@@ -69,8 +75,14 @@ class Sampler:
                 f"coupling.vocab_size: expected {denoiser.vocab_size} as in denoiser.vocab_size, found "
                 f"{coupling.vocab_size}; build the coupling with vocab_size={denoiser.vocab_size}"
             )
+        if warm_start and not (isinstance(coupling, WarmCoupling) and coupling.warm_starts):
+            raise ConfigError(
+                f"warm_start: {type(coupling).__name__} has no projection to start; leave it False, or couple with "
+                'CouplingLayer(graph, vocab, combine="projected") on a graph with factors'
+            )
         self.denoiser = denoiser
         self.coupling = coupling
+        self.warm_start = warm_start
         self.unmasking = unmasking_policy(unmasking)
         self.steps = steps
         self.schedule: Schedule = LinearSchedule() if schedule is None else schedule
@@ -109,11 +121,12 @@ class Sampler:
         rates = self.schedule.reveal_rates(self.steps).tolist()
         alphas = self.schedule.grid(self.steps).tolist()
         nfe = 0
+        last: JointDistribution | None = None
         with evaluation_mode(self.denoiser, self.coupling), _progress(progress) as bar:
             task = bar.add_task("unmasking", total=self.steps)
             for step in range(self.steps):
                 k = self.steps - step  # the bound counts the same steps down from T to 1
-                prediction = _Prediction(self.denoiser, self.coupling, xt, masked)
+                prediction = _Prediction(self.denoiser, self.coupling, xt, masked, last)
                 state = RevealState(
                     masked=masked,
                     step=step,
@@ -133,6 +146,7 @@ class Sampler:
                     xt = torch.where(revealed, drawn, xt)
                     masked = masked & ~revealed
                     history = torch.where(revealed, step, history)
+                last = prediction.made or last if self.warm_start else None
                 nfe += prediction.calls
                 bar.update(task, completed=step + 1)
         if bool((xt == self.denoiser.mask_token_id).any()):
@@ -182,10 +196,18 @@ class Sampler:
 class _Prediction:
     """The network and the coupled distribution at one xt, each computed at most once, when first asked for."""
 
-    def __init__(self, denoiser: Denoiser, coupling: Coupling, xt: Tensor, masked: Tensor) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        coupling: Coupling,
+        xt: Tensor,
+        masked: Tensor,
+        start: JointDistribution | None,
+    ) -> None:
         self._denoiser, self._coupling, self._xt, self._masked = denoiser, coupling, xt, masked
+        self._start = start
         self._output: DenoiserOutput | None = None
-        self._dist: JointDistribution | None = None
+        self.made: JointDistribution | None = None
         self.calls = 0
 
     @property
@@ -197,12 +219,15 @@ class _Prediction:
 
     @property
     def dist(self) -> JointDistribution:
-        if self._dist is None:
-            output = self.output
-            self._dist = self._coupling(
-                output.logits, hidden=output.hidden, tokens=self._xt, known=~self._masked
-            )
-        return self._dist
+        if self.made is None:
+            output, known, coupling = self.output, ~self._masked, self._coupling
+            if self._start is not None and isinstance(coupling, WarmCoupling):
+                self.made = coupling(
+                    output.logits, hidden=output.hidden, tokens=self._xt, known=known, start=self._start
+                )
+            else:
+                self.made = coupling(output.logits, hidden=output.hidden, tokens=self._xt, known=known)
+        return self.made
 
     def coupled(self) -> Tensor:
         return self.dist.marginals

@@ -22,6 +22,25 @@ def test_inference(path):
     assert data["about"]["date"] in page and data["about"]["command"] in page
 
 
+def test_sweeps():
+    """Every order of updates at every mask ratio, with finite figures for the sequential sweep."""
+    data = json.loads((FOLDER / "sweeps.json").read_text(encoding="utf-8"))
+    page = (FOLDER / "sweeps.md").read_text(encoding="utf-8")
+    assert all(str(data["about"][key]) in page for key in ("command", "date", "device", "training", "torch"))
+    assert len(data["rows"]) == 4 * len(data["about"]["states"])
+    for row in data["rows"]:
+        for start in ("cold", "warm")[: 1 + (row["ratio"] < 1)]:
+            found = row[start]
+            assert {"sequential", "odd/even", "Jacobi, d = .5", "blocks of 8"} <= found.keys() & row[
+                "seconds"
+            ].keys()
+            assert all(
+                q[key] is not None for q in found["sequential"] for key in ("tv_max", "tv_mean", "kl", "bits")
+            )
+            assert found["difference from project"] < 1e-9, "the sweep that is compared is the library's"
+            assert all(t["all reached"] for t in found["tolerance"] if t["tolerance"] >= 0.01)
+
+
 def test_something_is_kept():
     assert list(FOLDER.glob("inference_*.json"))
 

@@ -8,6 +8,7 @@ import torch
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.diffusion.schedules import CosineSchedule, LinearSchedule
+from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import (
     Coupling,
@@ -16,8 +17,10 @@ from codd_ppl.sampling import (
     LowConfidence,
     Margin,
     Sampler,
+    WarmCoupling,
     network_marginals,
 )
+from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 
 POLICIES = ["random", "low_confidence", "margin", "entropy"]
@@ -253,3 +256,53 @@ def test_generation_leaves_the_models_alone(hmm):
     Sampler(denoiser, coupling, "entropy", steps=3).generate(torch.full((3, 12), 7), seeded(0))
     after = {name: p for m in hmm for name, p in m.named_parameters()}
     assert all(torch.equal(before[name], after[name]) and after[name].grad is None for name in before)
+
+
+def test_a_warm_start_hands_each_law_to_the_next_step(hmm, monkeypatch):
+    denoiser, coupling = hmm
+    starts, laws, forward = [], [], CouplingLayer.forward
+
+    def noted(self, *args, start=None, **settings):
+        starts.append(start)
+        laws.append(forward(self, *args, start=start, **settings))
+        return laws[-1]
+
+    monkeypatch.setattr(CouplingLayer, "forward", noted)
+    template = torch.full((3, 12), 7)
+    sampler = Sampler(denoiser, coupling, "entropy", steps=4, warm_start=True)
+    for _ in range(2):  # nothing is kept from one text to the next
+        starts.clear()
+        laws.clear()
+        sampler.generate(template, seeded(0))
+        assert len(laws) == 4 and starts[0] is None
+        assert all(start is law for start, law in zip(starts[1:], laws[:-1], strict=True))
+    starts.clear()
+    Sampler(denoiser, coupling, "entropy", steps=4).generate(template, seeded(0))
+    assert starts == [None] * 4, "off by default"
+
+
+def test_at_the_fixed_point_a_warm_start_changes_nothing():
+    """Same draws with many sweeps, other laws with one."""
+    denoiser, coupling = models(topologies.hidden_markov(6, 5, 3), 5)
+    denoiser, coupling = denoiser.double(), coupling.double()
+    template = torch.full((40, 6), 5)
+    for sweeps, same in ((60, True), (1, False)):
+        coupling.sweeps = sweeps
+        cold, warm = (
+            Sampler(denoiser, coupling, steps=4, warm_start=w).generate(template, seeded(1)).tokens
+            for w in (False, True)
+        )
+        assert torch.equal(cold, warm) or not same
+
+
+def test_a_warm_start_needs_a_projection(hmm):
+    denoiser, coupling = hmm
+    assert isinstance(coupling, WarmCoupling) and coupling.warm_starts
+    product = CouplingLayer(topologies.chain(12, 7), 7, combine="product")
+    independent = CouplingLayer(topologies.independent(12, 7), 7)
+    tree = SpanningTreeCoupling(12, 7)
+    assert isinstance(tree, Coupling) and not isinstance(tree, WarmCoupling)
+    for other in (product, independent, tree):
+        Sampler(denoiser, other)
+        with pytest.raises(ConfigError, match="no projection to start"):
+            Sampler(denoiser, other, warm_start=True)
