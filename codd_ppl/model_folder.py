@@ -30,9 +30,18 @@ from codd_ppl.potentials import (
     LowRankPotentials,
     TablePotentials,
 )
+from codd_ppl.potentials.table import table_shapes
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 
-__all__ = ["SavedModel", "check_target", "load_denoiser", "load_model", "save_model"]
+__all__ = [
+    "SavedModel",
+    "check_target",
+    "load_contextual",
+    "load_coupling",
+    "load_denoiser",
+    "load_model",
+    "save_model",
+]
 
 KINDS: dict[str, Any] = {
     kind.__name__: kind
@@ -82,18 +91,13 @@ def save_model(
         )
     check_target(path)
     settings = {name: getattr(coupling.potentials, name) for name in SETTINGS.get(kind, ())}
-    pool = None if coupling.pool is None else coupling.pool.knots[1:].tolist()
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
         "coupling": {
             "potentials": kind,
             "settings": settings,
-            "combine": coupling.combine,
-            "sweeps": coupling.sweeps,
-            "tolerance": coupling.tolerance,
-            "candidates": coupling.candidates,
-            "pool": pool,
+            **_settings(coupling),
         },
         "graph": nx.node_link_data(coupling.graph.to_networkx(), edges="edges"),
         "about": about or {},
@@ -142,6 +146,58 @@ def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
     return load_model(path).denoiser.train()
 
 
+def load_coupling(path: str | os.PathLike[str], graph: FactorGraph | None = None) -> CouplingLayer:
+    """The coupling of a model folder, to train on; in a recipe, ``class_path: codd_ppl.model_folder.load_coupling``.
+
+    Args:
+        path: the folder.
+        graph: put its tables on this graph instead, whose ties name the same tables: a tied chain of another length.
+
+    Raises:
+        DataError: no such folder, or one that is damaged.
+        ConfigError: a graph with tables of other names or shapes, or potentials other than :class:`LatentPotentials`.
+    """
+    coupling = load_model(path).coupling.train()
+    if graph is None:
+        return coupling
+    static = _expect_latent(path, coupling)
+    here, there = table_shapes(graph), table_shapes(coupling.graph)
+    if here != there:
+        raise ConfigError(
+            f"graph: expected tables {there} as in {path}, found {here}; give the same ties and cardinalities"
+        )
+    potentials = LatentPotentials(graph)
+    potentials.load_state_dict(static.state_dict())
+    other = _layer(graph, coupling.vocab_size, potentials, _settings(coupling))
+    other.pool = coupling.pool
+    return other.train()
+
+
+def load_contextual(
+    path: str | os.PathLike[str], width: int = 128, gates: bool = False, seed: int = 0
+) -> CouplingLayer:
+    """The coupling of a model folder with its latents made contextual: it starts as it is there.
+
+    In a recipe, ``class_path: codd_ppl.model_folder.load_contextual``.
+
+    Args:
+        path: the folder.
+        width, gates, seed: of the :class:`ContextualLatentPotentials` that hold the folder's tables.
+
+    Raises:
+        DataError: no such folder, or one that is damaged.
+        ConfigError: its potentials aren't :class:`LatentPotentials`.
+    """
+    saved = load_model(path)
+    coupling, static = saved.coupling, _expect_latent(path, saved.coupling)
+    potentials = ContextualLatentPotentials(
+        coupling.graph, saved.denoiser.hidden_size, width=width, gates=gates, seed=seed
+    )
+    potentials.static = static
+    coupling.potentials, coupling.hidden_size = potentials, potentials.hidden_size
+    return coupling.train()
+
+
 def load_model(path: str | os.PathLike[str]) -> SavedModel:
     """Read what :func:`save_model` wrote.
 
@@ -156,17 +212,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))
         about = config["coupling"]
         potentials = KINDS[about["potentials"]](graph, **about.get("settings", {}))
-        coupling = CouplingLayer(
-            graph,
-            denoiser.vocab_size,
-            about.get("settings", {}).get("hidden_size"),
-            combine=about["combine"],
-            sweeps=about["sweeps"],
-            tolerance=about.get("tolerance", 0.0),
-            candidates=about.get("candidates"),
-            potentials=potentials,
-            pool=LogarithmicPool(about["pool"]) if about.get("pool") else None,
-        )
+        coupling = _layer(graph, denoiser.vocab_size, potentials, about)
         weights = load_file(path / "weights.safetensors")
         for name, module in (("denoiser.", denoiser), ("coupling.", coupling)):
             module.load_state_dict(
@@ -184,6 +230,41 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
             f"{path}: expected a model folder written by save_model (model.json, weights.safetensors), but "
             f"{type(error).__name__}: {error}; train one with `codd demo` or `codd fit`"
         ) from error
+
+
+def _expect_latent(path: str | os.PathLike[str], coupling: CouplingLayer) -> LatentPotentials:
+    if not isinstance(coupling.potentials, LatentPotentials):
+        raise ConfigError(
+            f"{path}: expected a coupling with LatentPotentials, found {type(coupling.potentials).__name__}; take it "
+            "as it is with load_coupling(path), or give another folder"
+        )
+    return coupling.potentials
+
+
+def _settings(coupling: CouplingLayer) -> dict[str, Any]:
+    """How a coupling combines logits and prior, as JSON values."""
+    return {
+        "combine": coupling.combine,
+        "sweeps": coupling.sweeps,
+        "tolerance": coupling.tolerance,
+        "candidates": coupling.candidates,
+        "pool": None if coupling.pool is None else coupling.pool.knots[1:].tolist(),
+    }
+
+
+def _layer(graph: FactorGraph, vocab_size: int, potentials: Any, about: dict[str, Any]) -> CouplingLayer:
+    """The coupling that :func:`_settings` describes, its pool's weights still to be loaded."""
+    return CouplingLayer(
+        graph,
+        vocab_size,
+        getattr(potentials, "hidden_size", None),
+        combine=about["combine"],
+        sweeps=about["sweeps"],
+        tolerance=about.get("tolerance", 0.0),
+        candidates=about.get("candidates"),
+        potentials=potentials,
+        pool=LogarithmicPool(about["pool"]) if about.get("pool") else None,
+    )
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

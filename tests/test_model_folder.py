@@ -7,7 +7,8 @@ import torch
 
 from codd_ppl import BidirectionalTransformer, CouplingLayer, topologies
 from codd_ppl.errors import ConfigError, DataError
-from codd_ppl.model_folder import load_model, save_model
+from codd_ppl.model_folder import load_contextual, load_coupling, load_model, save_model
+from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 
 
 @pytest.mark.parametrize("combine", ["projected", "product"])
@@ -67,3 +68,49 @@ def test_bad_folders(tmp_path: Path, damage: str) -> None:
         (path / {"json": "model.json", "weights": "weights.safetensors"}[damage]).write_bytes(b"{")
     with pytest.raises(DataError, match="codd demo"):
         load_model(path)
+
+
+@pytest.fixture
+def hidden_markov(tmp_path: Path) -> tuple[Path, BidirectionalTransformer, CouplingLayer]:
+    denoiser = BidirectionalTransformer(6, 16, 1, 2)
+    coupling = CouplingLayer(topologies.hidden_markov(4, 6, 3), 6, sweeps=2, pool=LogarithmicPool())
+    with torch.no_grad():
+        coupling.pool.weights.copy_(torch.rand(coupling.pool.weights.shape))
+    return save_model(tmp_path / "model", denoiser, coupling), denoiser, coupling
+
+
+def test_tables_of_a_folder_on_a_longer_chain(hidden_markov) -> None:
+    path, _, coupling = hidden_markov
+    longer = load_coupling(path, topologies.hidden_markov(7, 6, 3))
+    assert longer.sites == 7 and longer.sweeps == 2
+    expected = CouplingLayer(topologies.hidden_markov(7, 6, 3), 6, sweeps=2, pool=coupling.pool)
+    expected.potentials.load_state_dict(coupling.potentials.state_dict())
+    x0, logits = torch.randint(0, 6, (2, 7)), torch.randn(2, 7, 6)
+    torch.testing.assert_close(longer(logits).log_prob(x0), expected(logits).log_prob(x0))
+    assert torch.equal(
+        load_coupling(path)(logits[:, :4]).log_prob(x0[:, :4]), coupling(logits[:, :4]).log_prob(x0[:, :4])
+    )
+    with pytest.raises(ConfigError, match=r"emission.*\(3, 6\).*found"):
+        load_coupling(path, topologies.hidden_markov(7, 6, 4))
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_a_folder_made_contextual_starts_as_it_was(hidden_markov, gates: bool) -> None:
+    path, denoiser, coupling = hidden_markov
+    contextual = load_contextual(path, width=8, gates=gates)
+    assert isinstance(contextual.potentials, ContextualLatentPotentials)
+    xt = torch.randint(0, 7, (3, 4))
+    output, x0 = denoiser(xt), xt.clamp(max=5)
+    ours = contextual(output.logits, output.hidden, xt, xt < 6).log_prob(x0)
+    theirs = coupling(output.logits, tokens=xt, known=xt < 6).log_prob(x0)
+    torch.testing.assert_close(ours, theirs, atol=0.05 if gates else 1e-5, rtol=0)
+
+
+def test_only_latents_become_contextual(tmp_path: Path) -> None:
+    path = save_model(
+        tmp_path / "model", BidirectionalTransformer(4, 16, 1, 2), CouplingLayer(topologies.chain(3, 4), 4)
+    )
+    assert load_coupling(path).sites == 3
+    for load in (load_contextual, lambda path: load_coupling(path, topologies.chain(4, 4))):
+        with pytest.raises(ConfigError, match="LatentPotentials"):
+            load(path)
