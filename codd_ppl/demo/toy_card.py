@@ -25,7 +25,8 @@ def toy_card(results: Mapping[str, Any]) -> str:
         "The toys of the published latent-variable denoisers, two tokens each, with one network for all models: a "
         f"small bidirectional transformer (hidden {settings['hidden']}, layers {settings['layers']}) trained by "
         f"`CoDDModule` on {settings['samples']:,} samples of the law. The couplings are started from the same samples, "
-        "without the network, and projected onto its marginals: a table over the two tokens (counts), and a mixture of "
+        "without the network, and projected onto a pool of its marginals and their own (six weights, fitted to "
+        f"{settings['held_out']:,} other pairs): a table over the two tokens (counts), and a mixture of "
         "products (`topologies.star`, Baum-Welch).",
         f"```bash\n{results['command']}\n```",
         f"Everything below is generated from `results.json` ({results['date']}, {results['device']}, "
@@ -51,8 +52,9 @@ def toy_card(results: Mapping[str, Any]) -> str:
         "of our laws were chosen so that the best factorised model has about the quoted MDLM's validity in one step; "
         "wider modes overlap more and leave less to gain.",
         "Limits: with two tokens a table is the whole joint law, so that this shows what a coupling can do, not what a "
-        "tree or a mixture does for long texts. From the second step on, the marginals are the network's conditionals, "
-        "errors included. The laws are in `codd_ppl/demo/toy_laws.py`.",
+        "tree or a mixture does for long texts. From the second step on, the pool decides how far the network's "
+        "conditionals are trusted beside its own: without it their errors would stay. The laws are in "
+        "`codd_ppl/demo/toy_laws.py`.",
     ]
     return "\n\n".join(part if part[0] in "|`#" else fill(part, 118) for part in parts) + "\n"
 
