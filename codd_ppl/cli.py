@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["fit"]:
             return _fit(words)
         options = _parser().parse_args(words)
+        options.words = words
         return int(options.run(options) or 0)
     except CoddError as error:
         print(f"codd: {error}", file=sys.stderr)
@@ -56,10 +57,20 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
     evaluate.add_argument("model", type=Path)
-    evaluate.add_argument("text", type=Path, help="held-out text")
+    evaluate.add_argument("text", type=Path, nargs="+", help="held-out text")
+    evaluate.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="another model folder of the same sites and vocabulary, as a row NAME; may be repeated",
+    )
     evaluate.add_argument("--steps", type=int, nargs="+")
     evaluate.add_argument("--blocks", type=int, default=256, help="so many, spread evenly over the text")
-    evaluate.add_argument("--draws", type=int, default=2)
+    evaluate.add_argument("--draws", type=int, default=2, help="of the noise, for each block")
+    evaluate.add_argument("--reveals", type=int, default=8, help="revealed sets for each draw of the noise")
+    evaluate.add_argument("--batch-size", type=int, default=64, help="blocks in one call of the network")
+    evaluate.add_argument("--device", default="cpu", help="such as cuda")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument(
         "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
@@ -74,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also the coupling's marginals drawn independently, the prior alone, and sharper logits",
     )
-    evaluate.add_argument("--output", type=Path, help="write the table as JSON")
+    evaluate.add_argument(
+        "--output", type=Path, help="write a record for `codd card`, models/NAME/results.json"
+    )
+    evaluate.add_argument("--table", type=Path, help="write all values, block by block, as JSON")
     evaluate.set_defaults(run=_evaluate)
 
     explain = commands.add_parser("explain", help="print how a model folder or a topology is contracted")
@@ -163,55 +177,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from rich import print as rich_print
+    from codd_ppl.commands.evaluate import run_evaluate
 
-    from codd_ppl.errors import DataError
-    from codd_ppl.evaluation import MarginalsAlone, PriorAlone, Sharpened, nelbo_table, time_sampling
-    from codd_ppl.evaluation.likelihood import Model
-    from codd_ppl.evaluation.metrics import word_perplexity
-    from codd_ppl.model_folder import load_model
-    from codd_ppl.training.blocks import cut_blocks, spread_blocks
-    from codd_ppl.training.detokenize import detokenize_wikitext, wikitext_words
-    from codd_ppl.training.text_files import read_documents
-    from codd_ppl.training.tokenizer import encode_documents
-
-    saved = load_model(options.model)
-    if saved.tokenizer is None:
-        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
-    documents = read_documents(options.text, "text", "" if options.wikitext else None, None)
-    words = sum(map(wikitext_words, documents))
-    if options.wikitext:
-        documents = [detokenize_wikitext(document) for document in documents]
-    tokens = encode_documents(saved.tokenizer, documents, "\n\n")
-    blocks = spread_blocks(cut_blocks(tokens, saved.coupling.sites), options.blocks)
-    if not len(blocks):
-        raise DataError(
-            f"{options.text}: expected at least one block of {saved.coupling.sites} tokens, found {len(tokens)}; "
-            "give more text"
-        )
-    models: dict[str, Model] = {
-        "factorised": (saved.denoiser, None),
-        "coupled": (saved.denoiser, saved.coupling),
-    }
-    if options.controls:
-        models["marginals alone"] = (saved.denoiser, MarginalsAlone(saved.coupling))
-        models["prior alone"] = (saved.denoiser, PriorAlone(saved.coupling))
-        models["sharpened 0.8"] = (Sharpened(saved.denoiser, 0.8), None)
-    table = nelbo_table(models, blocks, options.steps, seed=options.seed, draws=options.draws, progress=True)
-    if options.timing > 0:
-        found = time_sampling(
-            models, table.steps, saved.coupling.sites, budget=options.timing, seed=options.seed, progress=True
-        )
-        table = table.with_seconds(found, timing_batch_size=8)
-    rich_print(table.render("factorised"))
-    if options.wikitext:
-        each = len(tokens) / words
-        print(f"perplexity per word ({words:,} words as WikiText counts them, {each:.3f} tokens each)")
-        for name in table.models:
-            row = [f"T={T}: {word_perplexity(table.mean(name, T), each):.4g}" for T in table.steps]
-            print(f"{name:>16}  " + "  ".join(row))
-    if options.output:
-        table.save(options.output)
+    run_evaluate(options)
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -124,7 +124,7 @@ def test_generate_and_evaluate(
         "8",
         "--timing",
         "0.1",
-        "--output",
+        "--table",
         str(target),
     ]
     assert main(words) == 0

@@ -30,7 +30,8 @@ LAYERS = {
     "training": 9, "sampling": 9,
     "evaluation": 10,
     "demo": 11, "testing": 11,
-    "cli": 12, "__main__": 13,
+    "commands": 12,
+    "cli": 13, "__main__": 14,
 }  # fmt: skip
 TOP = 11  # from here on, `from codd_ppl import ...` is fine: these are users of the library
 
@@ -53,7 +54,7 @@ OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "sacrebleu
 OPTIONAL |= {"jax", "dynamax", "torchcrf", "pomegranate"}  # peers of the benchmark
 # Slow to import: inside functions only, but for units that `import codd_ppl` does not load.
 SLOW = {"matplotlib", "torchmetrics"}
-LOADED_LATE = {"training", "evaluation", "demo", "cli", "testing"}
+LOADED_LATE = {"training", "evaluation", "demo", "commands", "cli", "testing"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
 from codd_ppl.evaluation.comparison import EquivalentSteps, equivalent_steps, in_the_same_time
+from codd_ppl.evaluation.files import write_whole
 from codd_ppl.typing import Float, Tensor
 
 __all__ = ["NelboTable"]
@@ -212,14 +213,7 @@ class NelboTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, through a temporary file in the same folder: there is never half a table."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(self.to_dict(), allow_nan=False))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "NelboTable":

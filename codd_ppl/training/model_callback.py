@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ class ModelFolder(L.Callback):
     The place is checked before the first step. After another error nothing is written, so that a run which failed
     doesn't replace a model that works; Lightning's own checkpoints serve to go on with.
 
+    Beside them stand the step, the text, and the seconds that fitting took by the clock: the potentials' start from the
+    text and validation included, and what came before a checkpoint that was resumed.
+
     Args:
         path: the folder to write; one that holds a model already is replaced.
 
@@ -32,10 +36,13 @@ class ModelFolder(L.Callback):
     def __init__(self, path: str | os.PathLike[str] = "codd-model") -> None:
         super().__init__()
         self.path = Path(path)
+        self.before = 0.0  # seconds of the run that a checkpoint resumes
+        self.begin: float | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out now whether the folder can be written."""
         check_target(self.path)
+        self.begin = time.perf_counter()
         if not self._fits(pl_module):
             rank_zero_warn(
                 f"no model folder will be written to {self.path}: it holds a CoDDModule with a "
@@ -53,6 +60,19 @@ class ModelFolder(L.Callback):
         if isinstance(exception, KeyboardInterrupt):
             self._save(trainer, pl_module, interrupted=True)
 
+    @property
+    def seconds(self) -> float:
+        """How long fitting took up to now."""
+        return self.before + (0.0 if self.begin is None else time.perf_counter() - self.begin)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoints."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written."""
+        self.before = float(state_dict["seconds"])
+
     @staticmethod
     def _fits(pl_module: L.LightningModule) -> bool:
         return isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
@@ -62,7 +82,11 @@ class ModelFolder(L.Callback):
             return
         assert isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
         data: Any = getattr(trainer, "datamodule", None)
-        about: dict[str, Any] = {"step": trainer.global_step, "text": str(getattr(data, "path", None))}
+        about: dict[str, Any] = {
+            "step": trainer.global_step,
+            "text": str(getattr(data, "path", None)),
+            "seconds": round(self.seconds, 1),
+        }
         if interrupted:
             about["interrupted"] = True
         tokenizer = getattr(data, "tokenizer", None)

@@ -29,6 +29,16 @@ def module(data: TextDataModule, **settings) -> CoDDModule:
 
 
 def fit(model: lightning.LightningModule, data: TextDataModule, folder: Path, *callbacks: Callback) -> None:
+    fit_with(ModelFolder(folder / "model"), data, folder, *callbacks, model=model)
+
+
+def fit_with(
+    writer: ModelFolder,
+    data: TextDataModule,
+    folder: Path,
+    *callbacks: Callback,
+    model: lightning.LightningModule | None = None,
+) -> None:
     lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -38,8 +48,8 @@ def fit(model: lightning.LightningModule, data: TextDataModule, folder: Path, *c
         enable_model_summary=False,
         enable_checkpointing=False,
         max_steps=4,
-        callbacks=[ModelFolder(folder / "model"), *callbacks],
-    ).fit(model, data)
+        callbacks=[writer, *callbacks],
+    ).fit(model or module(data), data)
 
 
 class Stop(Callback):
@@ -57,6 +67,7 @@ def test_the_averaged_weights_are_written(data: TextDataModule, tmp_path: Path) 
     saved = load_model(tmp_path / "model")
     for name, value in trained.denoiser.state_dict().items():  # Lightning leaves the average in the module
         assert torch.equal(value, saved.denoiser.state_dict()[name]), name
+    assert saved.about.pop("seconds") > 0
     assert saved.about == {"step": 4, "text": str(data.path)}
     assert saved.tokenizer is not None and saved.tokenizer.get_vocab() == data.tokenizer.get_vocab()
     assert torch.equal(load_denoiser(tmp_path / "model").head.weight, trained.denoiser.head.weight)
@@ -65,7 +76,19 @@ def test_the_averaged_weights_are_written(data: TextDataModule, tmp_path: Path) 
 def test_ctrl_c_keeps_what_there_is(data: TextDataModule, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):  # Lightning's word for it
         fit(module(data), data, tmp_path, Stop(KeyboardInterrupt()))
-    assert load_model(tmp_path / "model").about == {"step": 2, "text": str(data.path), "interrupted": True}
+    about = load_model(tmp_path / "model").about
+    assert about.pop("seconds") > 0
+    assert about == {"step": 2, "text": str(data.path), "interrupted": True}
+
+
+def test_seconds_go_on_after_a_checkpoint(data: TextDataModule, tmp_path: Path) -> None:
+    first, second = ModelFolder(tmp_path / "a"), ModelFolder(tmp_path / "b")
+    assert first.state_dict() == {"seconds": 0.0}
+    first.load_state_dict({"seconds": 100.0})
+    fit_with(first, data, tmp_path)
+    assert 100.0 < load_model(tmp_path / "a").about["seconds"] < 200.0
+    second.load_state_dict(first.state_dict())
+    assert second.seconds > 100.0
 
 
 def test_an_error_leaves_an_older_model_alone(data: TextDataModule, tmp_path: Path) -> None:

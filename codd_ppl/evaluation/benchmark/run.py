@@ -23,6 +23,7 @@ from codd_ppl.evaluation.benchmark.peers import versions
 from codd_ppl.evaluation.benchmark.result import Result
 from codd_ppl.evaluation.benchmark.rounds import Clock, measure
 from codd_ppl.evaluation.benchmark.tasks import TASKS, cells, comparison
+from codd_ppl.evaluation.machine import processor
 
 __all__ = ["PARTS", "BenchmarkSettings", "benchmark_inference"]
 
@@ -145,7 +146,7 @@ def _about(settings: BenchmarkSettings, command: str) -> dict[str, object]:
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "device": _processor(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "load": _load(),
         "threads": settings.threads,
@@ -158,12 +159,3 @@ def _about(settings: BenchmarkSettings, command: str) -> dict[str, object]:
 def _load() -> float | None:
     """Processes that wanted to run in the last minute; what is above the threads asked for disturbs the times."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

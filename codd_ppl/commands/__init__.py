@@ -1,0 +1,1 @@
+"""What the commands of ``codd`` do, where it takes more than a few lines."""

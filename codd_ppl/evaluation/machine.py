@@ -1,0 +1,29 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+__all__ = ["describe_device", "processor"]
+
+
+def processor() -> str:
+    """The model name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe_device(device: torch.device) -> str:
+    """Such as "CPU, Intel Xeon Gold, 1 thread, 2 cores", or "CUDA, NVIDIA H100" with the same of its host."""
+    threads = torch.get_num_threads()
+    cores = f"{os.cpu_count()} cores, {threads} thread" + "s" * (threads != 1)
+    if device.type == "cuda":
+        return f"CUDA, {torch.cuda.get_device_name(device)}; host {processor()}, {cores}"
+    return f"{device.type.upper()}, {processor()}, {cores}"
