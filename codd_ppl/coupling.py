@@ -175,12 +175,22 @@ class CouplingLayer(nn.Module):
         else:  # without a pass over the vocabulary of all sites
             log_q = logits.log_softmax(-1)
             log_q[known] = 0.0
-        potentials = cast(LogPotentials, self.potentials(hidden))
+        potentials = self.log_potentials(hidden, known)
         if not self.warm_starts:
             plain = not self.plan.factors
             return CoupledCategorical(self.plan, potentials, log_q, tokens, known, normalized=plain)
         evidence, weights = self._projected(potentials, log_q, tokens, known, begin)
         return CoupledCategorical(self.plan, potentials, evidence, tokens, known, log_weights=weights)
+
+    def log_potentials(
+        self,
+        hidden: Float[Tensor, "*batch sites hidden"] | None,
+        known: Bool[Tensor, "*batch sites"],
+    ) -> LogPotentials:
+        """What the potentials say of these inputs; those with ``needs_ratio`` read the share of masked sites, too."""
+        if getattr(self.potentials, "needs_ratio", False):
+            return cast(Any, self.potentials)(hidden, ratio=(~known).float().mean(-1))
+        return cast(LogPotentials, self.potentials(hidden))
 
     @property
     def warm_starts(self) -> bool:

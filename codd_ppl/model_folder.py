@@ -47,7 +47,7 @@ KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (ContextualLatentPotentials, LatentPotentials, LowRankPotentials, TablePotentials)
 }
-SETTINGS = {"ContextualLatentPotentials": ("hidden_size", "width", "gates")}
+SETTINGS = {"ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio")}
 """What a kind of potentials is built from, beside the graph: attributes of the same names."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from codd_ppl.compiler import ContractionPlan, compile
@@ -13,7 +14,7 @@ from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import topologies
 from codd_ppl.potentials import Potentials
-from codd_ppl.typing import Bool, Float, Int, LogPotentials
+from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["MarginalsAlone", "PriorAlone", "Sharpened"]
 
@@ -65,10 +66,10 @@ class PriorAlone(_Control):
         known: Bool[Tensor, "*batch sites"] | None = None,
     ) -> CoupledCategorical:
         """The law; arguments as a coupling's."""
-        potentials = cast(Potentials, self.coupling.potentials)
-        start = potentials.evidence()
+        start = cast(Potentials, self.coupling.potentials).evidence()
         flat = logits.new_zeros(self.vocab_size) if start is None else start.to(logits)
-        tables = cast(LogPotentials, potentials(hidden))
+        free = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+        tables = self.coupling.log_potentials(hidden, free if known is None else known)
         return CoupledCategorical(self.coupling.plan, tables, flat.expand_as(logits), tokens, known)
 
 

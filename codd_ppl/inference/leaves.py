@@ -50,17 +50,27 @@ class Skeleton:
         core: over the latents alone.
         groups: the tokens.
         latents: variables that have tokens, those of one cardinality together.
+        tables: factors with tokens.
+        tied: ties of these.
     """
 
     core: ContractionPlan
     groups: tuple[Group, ...]
     latents: tuple[tuple[str, ...], ...]
+    tables: frozenset[str]
+    tied: frozenset[str]
 
     def in_core(self, key: Key) -> bool:
         """Whether a key is about the core alone: tables of its factors, or evidence of its variables."""
         if isinstance(key, tuple):
             return self.core.variable.keys() >= set(key) or self.core.factor.keys() >= set(key)
         return key in self.core.factor or key in self.core.ties or key in self.core.variable
+
+    def of_tokens(self, key: Key) -> bool:
+        """Whether a key is about tables of tokens alone."""
+        if isinstance(key, tuple):
+            return self.tables.issuperset(key)
+        return key in self.tables or key in self.tied
 
 
 @lru_cache(maxsize=128)
@@ -92,7 +102,9 @@ def skeleton(plan: ContractionPlan, sites: tuple[str, ...]) -> Skeleton | None:
     holders = dict.fromkeys(name for g in groups for name in g.latents)
     sizes = dict.fromkeys(plan.variable[name].cardinality for name in holders)
     latents = tuple(tuple(n for n in holders if plan.variable[n].cardinality == size) for size in sizes)
-    return Skeleton(compile(graph), tuple(groups), latents)
+    tables = [f for f in plan.factors if not latent.issuperset(f.scope)]
+    tied = frozenset(f.tie for f in tables if f.tie)
+    return Skeleton(compile(graph), tuple(groups), latents, frozenset(f.name for f in tables), tied)
 
 
 def absorb(
@@ -112,14 +124,13 @@ def absorb(
         tokens, known: the values of the known ones.
     """
     found = None if transforming() else skeleton(plan, sites)
-    if found is None or any(
-        (isinstance(key, tuple) or key in plan.variable) and not found.in_core(key) for key in log_potentials
-    ):
+    if found is None or not all(found.in_core(key) or found.of_tokens(key) for key in log_potentials):
         return None
     tables = Tables(plan, log_potentials)
     emissions = [tables.step(g.step) for g in found.groups]
+    own = any(e.scale.shape[0] != 1 for e in emissions)
     if (
-        any(e.scale.shape[0] != 1 for e in emissions)
+        (own and tables.batch_shape != log_evidence.shape[:-2])
         or not log_evidence.numel()
         or tables.dtype != log_evidence.dtype
     ):
@@ -162,10 +173,11 @@ class Leaves:
         result = []
         for group, emission, part in zip(self.model.groups, self.emissions, self._parts, strict=True):
             log = part.product.log() + part.top
-            if emission.scale.shape[1] == 1:
+            if emission.scale.shape[:2] == (1, 1):
                 log = log + emission.scale[0]
             else:
-                log = (log.reshape(-1, *emission.scale.shape[1:]) + emission.scale[0]).flatten(0, 1)
+                each = log.reshape(-1, len(group.sites), log.shape[-1])
+                log = (each + emission.scale).flatten(0, 1)
             rows = self._rows(group, emission, self.tokens)
             free = rows.reshape(-1, rows.shape[-1]).index_copy(0, part.where, log).reshape(rows.shape)
             result.append(torch.where(part.free[..., None], free, rows))
@@ -175,7 +187,9 @@ class Leaves:
         """Log-messages of tokens with these values, (*shape, tokens, states)."""
         places = _index(group.sites, values)
         evidence = self.log_evidence.expand(*values.shape, -1).gather(-1, values[..., None])
-        return emission.given(values[..., places]) + evidence[..., places, :]
+        values = values[..., places]
+        flat = values if len(emission.scale) == 1 else values.reshape(-1, len(emission.scale), len(places))
+        return emission.given(flat).reshape(*values.shape, -1) + evidence[..., places, :]
 
     def _core(self, messages: list[Tensor]) -> dict[str | tuple[str, ...], Tensor]:
         """Log-potentials of the core with the tokens' messages as evidence."""

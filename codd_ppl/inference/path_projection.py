@@ -5,6 +5,8 @@ path, one token on each, all with one emission table P and one transition table 
 b that from the right and u the evidence of a token's values, each site in turn gets
 
     c = (f b) P,     w = q / (c u / sum(c u)),     f <- f (w u P^T) T.
+
+Sites and batch elements may have tables P and T of their own, as stacks for the ties.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ class HiddenMarkov:
     Attributes:
         latents: from the root on.
         order: place among the sites of each latent's token.
+        emitted: place of each latent's token among the messages of the emission step.
         emission, transition: steps that use the two tables.
     """
 
     latents: tuple[str, ...]
     order: tuple[int, ...]
+    emitted: tuple[int, ...]
     emission: int
     transition: int
 
@@ -60,7 +64,9 @@ def hidden_markov(plan: ContractionPlan, sites: tuple[str, ...]) -> HiddenMarkov
         return None
     if plan.steps[run.start].tie is None or set(token.values()) != site.keys():
         return None
-    return HiddenMarkov(latents, tuple(site[token[z]] for z in latents), emission, run.start)
+    place = {m.parent: i for i, m in enumerate(step.messages)}
+    order, emitted = tuple(site[token[z]] for z in latents), tuple(place[z] for z in latents)
+    return HiddenMarkov(latents, order, emitted, emission, run.start)
 
 
 def sweep_path(
@@ -86,7 +92,7 @@ def sweep_path(
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
     """
     emission = tables.step(model.emission).log
-    if emission.shape[:2] != (1, 1) or not target.shape[0]:
+    if not target.shape[0]:
         return None
     batch, order = target.shape[0], torch.tensor(model.order, device=target.device)
     latent = linear_form(tables.evidence(model.latents), -1).transpose(0, 1).expand(-1, batch, -1)
@@ -94,28 +100,30 @@ def sweep_path(
     evidence = evidence.expand(batch, -1, -1)[:, order].transpose(0, 1)  # (sites, batch, vocab) from here on
     log_q, hidden = target[:, order].transpose(0, 1), masked[:, order].T[..., None]
     possible = evidence > 0
-    emit, move = linear_form(emission[0, 0].T), _moves(tables, model)
+    emit, move = _emissions(emission, model), _moves(tables, model)
+    states, vocab = emission.shape[3], emission.shape[2]
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
     learned = target.requires_grad or (first is not None and first.requires_grad)
     compiled = not (torch.is_grad_enabled() and (tables.differentiable or learned))
     compiled = (
         compiled
         and isinstance(move, Tensor)
+        and isinstance(emit, Tensor)
         and emit.numel() <= SMALL
-        and native.usable(len(emit), emit, latent)
+        and native.usable(states, emit, latent)
     )
     sweep_once = _compiled_sweep if compiled else _sweep
-    semiring, message = LogSemiring(), evidence @ emit.T
+    semiring, message = LogSemiring(), parts.heard(evidence)
     weight = before = torch.zeros_like(log_q)
     if first is not None:  # all that a sweep needs of the weights is in the messages of the tokens
         before = first[:, order].transpose(0, 1)
-        message = (evidence * linear_form(before, -1)) @ emit.T
-        semiring.watch(message.detach().amin() / max(emit.shape))
+        message = parts.heard(evidence * linear_form(before, -1))
+        semiring.watch(message.detach().amin() / max(states, vocab))
     for sweep in range(sweeps):
         right, left, message, cavity = sweep_once(parts, message)
         cavity = torch.where(hidden & possible, cavity, 1.0)
         least = [v.detach().amin() for v in (right, left, message, cavity)]
-        semiring.watch(torch.stack(least).amin() / max(emit.shape))
+        semiring.watch(torch.stack(least).amin() / max(states, vocab))
         if not semiring.safe():
             return None
         total = cavity * evidence
@@ -135,14 +143,33 @@ class _Parts:
     """In linear space: emission (states, vocab) and transition (state, next state) tables, and for each site
 
     the evidence of its latent (sites, batch, states), q where possible (sites, batch, vocab), and whether it is masked.
-    Transitions of their own are a list, from the root on, (batch or 1, states, next state) each.
+    Tables of their own are a list, from the root on: emissions (batch or 1, states, vocab) each, transitions
+    (batch or 1, states, next state).
     """
 
-    emit: Tensor
+    emit: Tensor | list[Tensor]
     move: Tensor | list[Tensor]
     latent: Tensor
     quotient: Tensor
     hidden: Tensor
+
+    def said(self, vector: Tensor, site: int) -> Tensor:
+        """A vector over the states times the emissions of a site, (batch, vocab)."""
+        if isinstance(self.emit, Tensor):
+            return vector @ self.emit
+        return (vector[:, None] @ self.emit[site])[:, 0]
+
+    def back(self, vector: Tensor, site: int) -> Tensor:
+        """A vector over the vocabulary times the transposed emissions of a site, (batch, states)."""
+        if isinstance(self.emit, Tensor):
+            return vector @ self.emit.T
+        return (self.emit[site] @ vector[..., None])[..., 0]
+
+    def heard(self, evidence: Tensor) -> Tensor:
+        """The same at all sites at once, (sites, batch, states)."""
+        if isinstance(self.emit, Tensor):
+            return evidence @ self.emit.T
+        return torch.stack([self.back(vector, i) for i, vector in enumerate(evidence.unbind(0))])
 
     def along(self, vector: Tensor, edge: int) -> Tensor:
         """A vector over the states at the root's end of an edge times its transition, (batch, states)."""
@@ -157,6 +184,14 @@ class _Parts:
         return (self.move[edge] @ vector[..., None])[..., 0]
 
 
+def _emissions(log: Tensor, model: HiddenMarkov) -> Tensor | list[Tensor]:
+    """From the step's tables (batch or 1, sites or 1, vocab, states)."""
+    if log.shape[:2] == (1, 1):
+        return linear_form(log[0, 0].T)
+    each = log.unbind(1)
+    return [linear_form(each[i if len(each) > 1 else 0].transpose(1, 2), (1, 2)) for i in model.emitted]
+
+
 def _moves(tables: Tables, model: HiddenMarkov) -> Tensor | list[Tensor]:
     (run,) = tables.plan.runs
     if tables.layout.shared.issuperset(range(run.start, run.stop)):
@@ -169,7 +204,7 @@ def _moves(tables: Tables, model: HiddenMarkov) -> Tensor | list[Tensor]:
 
 def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One sweep: messages from the right, from the left, from the tokens, and cavities (1 where nothing is masked)."""
-    length, tokens = message.shape[0], parts.emit.T
+    length = message.shape[0]
     latent, quotient, chosen = parts.latent.unbind(0), parts.quotient.unbind(0), parts.hidden.unbind(0)
     some, every = parts.hidden.flatten(1).any(1).tolist(), parts.hidden.flatten(1).all(1).tolist()
     messages, cavity = list(message.unbind(0)), [torch.ones_like(quotient[0])] * length
@@ -179,8 +214,8 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     left = [latent[0]]
     for i in range(length):
         if some[i]:
-            cavity[i] = (left[i] * right[i]) @ parts.emit
-            new = (quotient[i] / cavity[i]) @ tokens
+            cavity[i] = parts.said(left[i] * right[i], i)
+            new = parts.back(quotient[i] / cavity[i], i)
             messages[i] = new if every[i] else torch.where(chosen[i], new, messages[i])
         if i + 1 < length:
             left.append(parts.along(scaled(left[i] * messages[i]), i) * latent[i + 1])
@@ -189,11 +224,11 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same by the loop of ``native.c``."""
+    assert isinstance(parts.emit, Tensor) and isinstance(parts.move, Tensor)
     (length, batch, states), vocab = message.shape, parts.emit.shape[1]
     result = message.clone(memory_format=torch.contiguous_format)
     right, left = torch.empty_like(result), torch.empty_like(result)
     cavity = message.new_ones(length, batch, vocab)
-    assert isinstance(parts.move, Tensor)
     emit, move = parts.emit.contiguous(), parts.move.contiguous()
     native.call(
         "sweep", length, batch, states, vocab, emit, parts.emit.T.contiguous(), move, parts.move.T.contiguous(),

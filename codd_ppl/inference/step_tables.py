@@ -61,7 +61,13 @@ class StepTable:
         return table[batch, message, values]
 
     def given(self, children: Tensor) -> Tensor:
-        """Log rows for given values of the only child: (*shape, messages) -> (*shape, messages, parent)."""
+        """Log rows for given values of the only child: (*shape, messages) -> (*shape, messages, parent).
+
+        With a table for each batch element the shape ends with the batch's, flattened.
+        """
+        if len(self.log) > 1:
+            batch, message = (torch.arange(n, device=children.device) for n in self.log.shape[:2])
+            return self.log[batch[:, None], message, children]
         table = self.log[0]
         if len(table) == 1:
             return table[0][children]

@@ -3,6 +3,7 @@
 from codd_ppl.potentials.aspect_model import AspectModel, aspect_model
 from codd_ppl.potentials.baum_welch import baum_welch
 from codd_ppl.potentials.contextual import ContextualLatentPotentials
+from codd_ppl.potentials.emission_correction import EmissionCorrection
 from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.potentials.low_rank import LowRankPotentials
 from codd_ppl.potentials.offset_pairs import EdgeScores, OffsetPairs
@@ -21,6 +22,7 @@ __all__ = [
     "AspectModel",
     "ContextualLatentPotentials",
     "EdgeScores",
+    "EmissionCorrection",
     "Clones",
     "Clusters",
     "Given",

@@ -1,4 +1,4 @@
-"""Latent couplings that read the denoiser's hidden states: evidence of latents, and gates on the edges between them."""
+"""Latent couplings that read the denoiser's hidden states: evidence of latents, gates on their edges, emissions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.graphs import FactorGraph
+from codd_ppl.potentials.emission_correction import EmissionCorrection
+from codd_ppl.potentials.heads import Head, spread
 from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.typing import Float, Int
 
@@ -25,11 +27,13 @@ class ContextualLatentPotentials(nn.Module):
         psi(z_a; h)      = exp(MLP(h_a)[z_a])                                        evidence of each latent
         psi(z_a, z_b; h) = g P(z_b | z_a) + (1 - g) r(z_b),  g = sigmoid(MLP(h_a, h_b))   with ``gates``: with
                            probability 1 - g the edge forgets its parent and z_b comes from the reset law r
+        psi(z_a, x_i; h) = P(x_i | z_a) exp(sum_k MLP(h_i)[k] B_k[z_a] C_k[x_i])     with ``emission_rank``
 
     (latent- and parameter-space modulation, arXiv:2603.00045, appendix E). h_a is the mean of the hidden states of the
-    tokens that hang on the latent, or, if none does, of those below it. Both start without effect, or nearly, so that a
+    tokens that hang on the latent, or, if none does, of those below it. All start without effect, or nearly, so that a
     coupling fitted to text alone starts as it was; they are trained on the bound (:class:`codd_ppl.CoDDModule`). Gates
-    give every edge and batch element a table of its own: (batch, edges, states, states) numbers.
+    give every edge and batch element a table of its own, (batch, edges, states, states) numbers, and emissions every
+    site: (batch, sites, states, vocab), see :class:`EmissionCorrection`.
 
     Args:
         graph: a directed forest of latents over tokens, such as ``topologies.hidden_markov``.
@@ -37,22 +41,38 @@ class ContextualLatentPotentials(nn.Module):
         width: of the networks' hidden layer.
         gates: whether edges between latents are gated.
         seed: of the random start.
+        emission_rank: terms of the correction of emissions; 0: none.
+        mask_ratio: whether the networks read the share of masked sites, too, also without effect at first.
+
+    Attributes:
+        needs_ratio: whether :meth:`forward` must be given ``ratio``, as :class:`CouplingLayer` then does.
 
     Raises:
         GraphError: scopes that don't read as a directed forest.
-        ConfigError: no latents, or no hidden size.
+        ConfigError: no latents, no hidden size, or emissions that can't be corrected (:class:`EmissionCorrection`).
     """
 
     place: Tensor
 
     def __init__(
-        self, graph: FactorGraph, hidden_size: int, width: int = 128, gates: bool = False, seed: int = 0
+        self,
+        graph: FactorGraph,
+        hidden_size: int,
+        width: int = 128,
+        gates: bool = False,
+        seed: int = 0,
+        emission_rank: int = 0,
+        mask_ratio: bool = False,
     ) -> None:
         super().__init__()
-        if hidden_size < 1 or width < 1:
-            raise ConfigError(f"expected hidden_size and width >= 1, found {hidden_size} and {width}")
+        if hidden_size < 1 or width < 1 or emission_rank < 0:
+            raise ConfigError(
+                "expected hidden_size and width >= 1 and emission_rank >= 0, found "
+                f"{hidden_size}, {width} and {emission_rank}"
+            )
         self.static = LatentPotentials(graph, seed)
         self.hidden_size, self.width, self.gates = hidden_size, width, gates
+        self.emission_rank, self.mask_ratio = emission_rank, mask_ratio
         latents = [v for v in graph if v.latent]
         if not latents:
             raise ConfigError(
@@ -68,7 +88,7 @@ class ContextualLatentPotentials(nn.Module):
             torch.manual_seed(seed)
             self.norm = nn.LayerNorm(hidden_size)
             self.evidence_heads = nn.ModuleDict(
-                {str(size): _head(hidden_size, width, size) for size in self._latents}
+                {str(size): Head(hidden_size, width, size, mask_ratio) for size in self._latents}
             )
             self.edges = [
                 f
@@ -77,7 +97,7 @@ class ContextualLatentPotentials(nn.Module):
             ]
             number = {name: i for i, name in enumerate(order)}
             self._ends = [[number[v] for v in f.scope] for f in self.edges]
-            self.gate_head = _head(2 * hidden_size, width, 1) if gates and self.edges else None
+            self.gate_head = Head(2 * hidden_size, width, 1, mask_ratio) if gates and self.edges else None
             self.resets = nn.ParameterDict()
             if self.gate_head is not None:
                 last = self.gate_head[-1]
@@ -85,14 +105,30 @@ class ContextualLatentPotentials(nn.Module):
                 nn.init.constant_(last.bias, OPEN)
                 for size in {graph.variables[f.scope[1]].cardinality for f in self.edges}:
                     self.resets[str(size)] = nn.Parameter(torch.zeros(size))
+            self.emissions = (
+                EmissionCorrection(graph, hidden_size, width, emission_rank, mask_ratio)
+                if emission_rank
+                else None
+            )
+
+    @property
+    def needs_ratio(self) -> bool:
+        """Whether the share of masked sites is read."""
+        return self.mask_ratio
 
     def forward(
-        self, hidden: Float[Tensor, "*batch sites hidden"] | None = None
+        self,
+        hidden: Float[Tensor, "*batch sites hidden"] | None = None,
+        ratio: Float[Tensor, "*batch"] | None = None,
     ) -> dict[str | tuple[str, ...], Float[Tensor, "..."]]:
-        """The static tables, evidence of the latents under the tuple of their names, and the gated edges' tables.
+        """The static tables, evidence of the latents under the tuple of their names, and the tables modulated.
+
+        Args:
+            hidden: of the denoiser.
+            ratio: share of masked sites; read with ``mask_ratio`` only.
 
         Raises:
-            ShapeError: no hidden states, or of another size.
+            ShapeError: no hidden states, or of another size; no ratio where one is read.
         """
         result: dict[str | tuple[str, ...], Tensor] = dict(self.static())
         if hidden is None or hidden.shape[-2:] != (self.place.shape[1], self.hidden_size):
@@ -102,20 +138,22 @@ class ContextualLatentPotentials(nn.Module):
                 f"{found}; pass hidden=output.hidden of the denoiser to the coupling"
             )
         hidden = hidden.to(self.place.dtype)
-        means = self.place @ self.norm(hidden)
+        ratio = spread(ratio, hidden) if self.mask_ratio else None
+        normed = self.norm(hidden)
+        means = self.place @ normed
         start = 0
         for size, names in self._latents.items():
-            result[names] = self.evidence_heads[str(size)](means[..., start : start + len(names), :])
+            result[names] = self.evidence_heads[str(size)](means[..., start : start + len(names), :], ratio)
             start += len(names)
         if self.gate_head is not None:
-            self._gate(result, means)
-        return result
+            self._gate(result, means, ratio)
+        return result if self.emissions is None else self.emissions(result, normed, ratio)
 
-    def _gate(self, result: dict[str | tuple[str, ...], Tensor], means: Tensor) -> None:
+    def _gate(self, result: dict[str | tuple[str, ...], Tensor], means: Tensor, ratio: Tensor | None) -> None:
         """Edges of one tie become one stack of tables (*batch, edges, states, states); their tie's table goes."""
         assert self.gate_head is not None
         ends = torch.tensor(self._ends, device=means.device)
-        logits = self.gate_head(means[..., ends, :].flatten(-2))[..., 0]
+        logits = self.gate_head(means[..., ends, :].flatten(-2), ratio)[..., 0]
         groups: dict[str, list[int]] = {}
         for i, factor in enumerate(self.edges):
             groups.setdefault(factor.tie or factor.name, []).append(i)
@@ -147,14 +185,6 @@ class ContextualLatentPotentials(nn.Module):
                 rows = [tables[k].detach().exp().mean(0) for k in keys if tables[k].shape[-1] == int(size)]
                 reset.copy_(torch.stack(rows).mean(0).log())
         return trace
-
-
-def _head(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """A hidden layer and an output that starts at 0."""
-    last = nn.Linear(width, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), last)
 
 
 def _means(graph: FactorGraph, order: list[str]) -> Tensor:

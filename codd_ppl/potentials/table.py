@@ -21,7 +21,11 @@ LARGEST_TABLE = 1 << 28
 
 @runtime_checkable
 class Potentials(Protocol):
-    """What a coupling asks of its potentials; an ``nn.Module`` of your own may implement it."""
+    """What a coupling asks of its potentials; an ``nn.Module`` of your own may implement it.
+
+    One with an attribute ``needs_ratio`` that is true is called with ``ratio=``, too: the share of masked sites,
+    (*batch), float32.
+    """
 
     def __call__(self, hidden: Tensor | None = None) -> dict[str, Tensor]:
         """Log-potentials by factor or tie name, (*batch, *cardinalities of the scope)."""

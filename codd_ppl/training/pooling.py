@@ -16,7 +16,7 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.errors import ConfigError
 from codd_ppl.potentials import LogarithmicPool
 from codd_ppl.potentials.statistics import check_blocks
-from codd_ppl.typing import Float, Int, LogPotentials
+from codd_ppl.typing import Float, Int
 
 __all__ = ["PoolFit", "fit_pool"]
 
@@ -138,7 +138,7 @@ def _features(
         known = ~masked
         output = network(torch.where(known, x0, network.mask_token_id))
         log_q = output.logits.float().log_softmax(-1)
-        potentials = cast(LogPotentials, coupling.potentials(output.hidden))
+        potentials = coupling.log_potentials(output.hidden, known)
         prior, alone = coupling.prior_marginals(potentials, torch.where(known, x0, 0), known, log_q.dtype)
         logs = torch.stack((log_q[masked], prior[masked], alone.expand_as(prior)[masked]), dim=1)
         shares = coupling.pool.shares(masked.float().mean(-1))[:, None].expand(*masked.shape, -1)[masked]

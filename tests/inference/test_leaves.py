@@ -7,7 +7,6 @@ from codd_ppl import CoupledCategorical, compile, topologies
 from codd_ppl.distributions import coupled_categorical
 from codd_ppl.errors import InfeasibleError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.inference.leaves import absorb
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 from codd_ppl.typing import Tensor
 
@@ -35,7 +34,10 @@ GRAPHS = {
 }
 
 
-def law(graph: FactorGraph, known: float = 0.4, seed: int = 0, infinite: float = 0.0) -> CoupledCategorical:
+def law(
+    graph: FactorGraph, known: float = 0.4, seed: int = 0, infinite: float = 0.0, own: bool = False
+) -> CoupledCategorical:
+    """``own``: every batch element and token has an emission table of its own, stacked by tie."""
     generator = torch.Generator().manual_seed(seed)
     tables: dict[str | tuple[str, ...], Tensor] = {}
     for factor in graph.factors.values():
@@ -43,6 +45,12 @@ def law(graph: FactorGraph, known: float = 0.4, seed: int = 0, infinite: float =
         if key not in tables:
             tables[key] = torch.randn(graph.shape(factor.name), generator=generator, dtype=torch.float64)
             tables[key].requires_grad_()
+    if own:
+        for key in [k for k in tables if isinstance(k, str)]:
+            users = tuple(f.name for f in graph.factors.values() if (f.tie or f.name) == key)
+            if any(v in graph.tokens for v in graph.factors[users[0]].scope):
+                shape = (2, 3, len(users), *tables.pop(key).shape)
+                tables[users] = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     sites = len(graph.tokens)
     evidence = torch.randn(2, 3, sites, 3, generator=generator, dtype=torch.float64)
     ruled_out = torch.rand(evidence.shape, generator=generator) < infinite
@@ -64,10 +72,11 @@ def whole(dist: CoupledCategorical, monkeypatch: pytest.MonkeyPatch) -> CoupledC
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("known", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("infinite", [0.0, 0.3])
+@pytest.mark.parametrize("own", [False, True])
 def test_answers_and_gradients(
-    name: str, known: float, infinite: float, monkeypatch: pytest.MonkeyPatch
+    name: str, known: float, infinite: float, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dist = law(GRAPHS[name], known, infinite=infinite)
+    dist = law(GRAPHS[name], known, infinite=infinite, own=own)
     assert dist._leaves is not None
     other = whole(dist, monkeypatch)
     values = torch.zeros(4, 2, 3, len(dist.sites), dtype=torch.int64)
@@ -91,8 +100,9 @@ def test_answers_and_gradients(
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_draws_follow_the_law_and_keep_what_is_known(name: str) -> None:
-    dist = law(GRAPHS[name], known=0.3, seed=3, infinite=0.2)
+@pytest.mark.parametrize("own", [False, True])
+def test_draws_follow_the_law_and_keep_what_is_known(name: str, own: bool) -> None:
+    dist = law(GRAPHS[name], known=0.3, seed=3, infinite=0.2, own=own)
     draws = dist.sample((6000,), generator=torch.Generator().manual_seed(5))
     assert bool((torch.where(dist.known, draws == dist.tokens, True)).all())
     support = enumerate_sequences(3, len(dist.sites))
@@ -125,14 +135,25 @@ def test_the_whole_graph_is_asked_where_linear_space_is_not_safe() -> None:
     torch.testing.assert_close(dist.log_partition.double(), wide.log_partition, rtol=1e-5, atol=1e-3)
 
 
-def test_graphs_without_such_leaves_and_tables_for_each_batch_element() -> None:
+def test_graphs_without_such_leaves() -> None:
     assert law(topologies.chain(4, 3))._leaves is None
+    graph = topologies.hidden_markov(3, 2, 2)
+    tables = {f.tie or f.name: torch.zeros(graph.shape(f.name)) for f in graph.factors.values()}
+    for key in (("x0",), ("z0,x0", "z0,z1")):  # evidence of tokens, and tables of both kinds in one stack
+        more = {**tables, key: torch.zeros(1, 2) if len(key) == 1 else torch.zeros(2, 2, 2)}
+        assert CoupledCategorical(compile(graph), more, torch.zeros(1, 3, 2))._leaves is None
+
+
+def test_tables_of_part_of_the_batch_are_those_of_the_whole() -> None:
     dist = law(GRAPHS["star tied"])
-    tables = {k: v.expand(2, 3, *v.shape) for k, v in dist._potentials.items()}
-    same = CoupledCategorical(dist.plan, tables, dist.log_evidence, dist.tokens, dist.known)
-    assert same._leaves is None
-    torch.testing.assert_close(same.log_partition, dist.log_partition)
-    assert absorb(dist.plan, tables, dist.sites, dist.log_evidence, dist.tokens, dist.known) is None
+    values = torch.ones(5, 2, 3, 4, dtype=torch.int64)
+    for lead in ((2, 3), (2, 1), (3,)):
+        tables = {k: v.expand(*lead, *v.shape) for k, v in dist._potentials.items()}
+        same = CoupledCategorical(dist.plan, tables, dist.log_evidence, dist.tokens, dist.known)
+        assert (same._leaves is not None) == (lead == (2, 3))
+        torch.testing.assert_close(same.log_partition, dist.log_partition)
+        torch.testing.assert_close(same.log_prob(values), dist.log_prob(values))
+        torch.testing.assert_close(same.marginals, dist.marginals)
 
 
 def test_known_tokens_that_are_impossible_together() -> None:

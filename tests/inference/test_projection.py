@@ -452,6 +452,25 @@ def test_a_hidden_markov_model_that_depends_on_the_context(own):
     assert torch.autograd.gradcheck(weights, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_emissions_of_their_own_for_every_site(order, batch, monkeypatch):
+    """Stacked in any order, for each batch element or not: a sweep along the path is one of the joint's table."""
+    this, generator = contextual(3, ()), torch.Generator().manual_seed(4)
+    key = tuple(f"z{i},x{i}" for i in order)
+    this.prior[key] = torch.randn(*batch, 4, 2, 3, generator=generator, dtype=torch.float64)
+    del this.prior["emission"]
+    monkeypatch.setattr(projection, "_sweeps", lambda *a, **k: pytest.fail("the walk was taken"))
+    for sweeps in (1, 2):
+        found = this.law(this.projected(sweeps))
+        torch.testing.assert_close(found.exp(), this.fitted(sweeps).exp(), rtol=1e-7, atol=1e-10)
+
+    def weights(table):
+        return project(compile(this.graph), {**this.prior, key: table}, this.sites, this.log_q, ~this.known)
+
+    assert torch.autograd.gradcheck(weights, this.prior[key].clone().requires_grad_(), fast_mode=True)
+
+
 @pytest.mark.parametrize("own", [(), (1,)])
 def test_known_tokens_as_rows_of_a_contextual_model(own, monkeypatch):
     """The route for large vocabularies: evidence of latents may differ within the batch, transitions may not."""

@@ -10,6 +10,7 @@ from codd_ppl.denoisers import BidirectionalTransformer
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.model_folder import load_model, save_model
 from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials
+from codd_ppl.testing import enumerate_log_joint, enumerate_sequences
 
 SITES, VOCAB, STATES, HIDDEN = 4, 3, 2, 6
 GRAPHS = {
@@ -23,9 +24,18 @@ def hidden(*batch: int) -> torch.Tensor:
     return torch.randn(*batch, SITES, HIDDEN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def stirred(graph, gates: bool) -> ContextualLatentPotentials:
+KINDS = {
+    "evidence": {},
+    "gates": {"gates": True},
+    "emissions": {"emission_rank": 2},
+    "mask ratio": {"mask_ratio": True},
+    "all": {"gates": True, "emission_rank": 2, "mask_ratio": True},
+}
+
+
+def stirred(graph, kind: str) -> ContextualLatentPotentials:
     """With outputs that are no longer zero, and tables that couple much."""
-    potentials = ContextualLatentPotentials(graph, HIDDEN, width=8, gates=gates).double()
+    potentials = ContextualLatentPotentials(graph, HIDDEN, width=8, **KINDS[kind]).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in potentials.named_parameters():
@@ -36,26 +46,28 @@ def stirred(graph, gates: bool) -> ContextualLatentPotentials:
     return potentials
 
 
-@pytest.mark.parametrize("gates", [False, True])
+@pytest.mark.parametrize("combine", ["projected", "product"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_the_start_is_the_static_coupling(name, gates):
+def test_the_start_is_the_static_coupling(name, kind, combine):
     graph = GRAPHS[name]
-    logits = hidden(5)[..., :VOCAB]
+    logits, known = hidden(5)[..., :VOCAB], hidden(5)[..., 0] > 0
+    tokens = torch.zeros(5, SITES, dtype=torch.int64)
     found = [
-        CouplingLayer(graph, VOCAB, HIDDEN, potentials=p.double())(logits, hidden=hidden(5)).marginals
-        for p in (LatentPotentials(graph), ContextualLatentPotentials(graph, HIDDEN, gates=gates))
+        CouplingLayer(graph, VOCAB, HIDDEN, combine, p.double())(logits, hidden(5), tokens, known).marginals
+        for p in (LatentPotentials(graph), ContextualLatentPotentials(graph, HIDDEN, **KINDS[kind]))
     ]
-    torch.testing.assert_close(*found, rtol=0, atol=5e-3 if gates else 1e-12)
+    torch.testing.assert_close(*found, rtol=0, atol=5e-3 if "gates" in KINDS[kind] else 1e-12)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("combine", ["projected", "product"])
-@pytest.mark.parametrize("gates", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_it_is_a_law_of_the_tokens_for_each_batch_element(name, gates, combine):
+def test_it_is_a_law_of_the_tokens_for_each_batch_element(name, kind, combine):
     """Probabilities sum to 1, differ with the context, and projected ones have the network's marginals."""
     graph, logits = GRAPHS[name], hidden(2)[..., :VOCAB]
-    coupling = CouplingLayer(graph, VOCAB, HIDDEN, combine, stirred(graph, gates), sweeps=40)
+    coupling = CouplingLayer(graph, VOCAB, HIDDEN, combine, stirred(graph, kind), sweeps=40)
     known = torch.tensor([[False] * SITES, [False, True, False, False]])
     tokens = torch.zeros(2, SITES, dtype=torch.int64)
     law = coupling(logits, hidden=hidden(2), tokens=tokens, known=known)
@@ -74,7 +86,7 @@ def test_it_is_a_law_of_the_tokens_for_each_batch_element(name, gates, combine):
 
 def test_the_gate_s_formula():
     graph = GRAPHS["hidden_markov"]
-    potentials = stirred(graph, gates=True)
+    potentials = stirred(graph, "gates")
     found = potentials(hidden(3))
     (key,) = [k for k in found if isinstance(k, tuple) and "," in k[0]]
     assert "transition" not in found and key == ("z0,z1", "z1,z2", "z2,z3")
@@ -84,6 +96,96 @@ def test_the_gate_s_formula():
         gate = potentials.gate_head(torch.cat((states[:, i], states[:, i + 1]), -1)).sigmoid()[..., None]
         torch.testing.assert_close(found[key][:, i].exp(), gate * table + (1 - gate) * reset)
     torch.testing.assert_close(found[key].exp().sum(-1), torch.ones(3, 3, STATES, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_law_is_that_of_the_formula_by_enumeration(name):
+    """Tables are given to the enumeration one factor at a time, from the formula in the docstring."""
+    graph = GRAPHS[name]
+    potentials, logits = stirred(graph, "all"), hidden(2)[..., :VOCAB]
+    ratio = torch.full((2,), 0.75, dtype=torch.float64)
+    found, states = potentials(hidden(2), ratio), potentials.norm(hidden(2))
+    tables = {k: v for k, v in found.items() if not (isinstance(k, tuple) and "x" in k[0])}
+    static = potentials.static()
+    for factor in graph.factors.values():
+        if factor.scope[-1] in graph.tokens:
+            place, key = graph.tokens.index(factor.scope[1]), factor.tie or factor.name
+            correction = potentials.emissions
+            number = f"table{list(dict.fromkeys(correction._users)).index(key)}"
+            strength = correction.head(states, ratio)[:, place]
+            change = torch.einsum(
+                "bk,zk,kx->bzx", strength, correction.states[number], correction.values[number]
+            )
+            tables[factor.name] = static[key] + change
+    tables[graph.tokens] = logits.log_softmax(-1)
+    joint = enumerate_log_joint(graph, tables)
+    latent = [1 + i for i, v in enumerate(graph) if v.latent]
+    expected = joint.logsumexp(latent).flatten(1).log_softmax(-1)
+    known = torch.zeros(2, SITES, dtype=torch.bool)
+    known[:, 1] = True
+    law = CouplingLayer(graph, VOCAB, HIDDEN, "product", potentials)(
+        logits, hidden(2), torch.zeros(2, SITES, dtype=torch.int64), known
+    )
+    support = enumerate_sequences(VOCAB, SITES)
+    given = torch.where(support[:, 1] == 0, expected, -torch.inf).log_softmax(-1)
+    torch.testing.assert_close(law.log_prob(support[:, None].expand(-1, 2, -1)).T, given)
+
+
+def test_the_mask_ratio_is_read_and_starts_without_effect():
+    graph = GRAPHS["hidden_markov"]
+    plain = stirred(graph, "emissions")
+    more = ContextualLatentPotentials(graph, HIDDEN, width=8, emission_rank=2, mask_ratio=True).double()
+    lost = more.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert lost == ["evidence_heads.2.ratio", "emissions.head.ratio"]
+    ratio = torch.tensor([0.25, 1.0])
+    for key, value in plain(hidden(2)).items():
+        assert torch.equal(more(hidden(2), ratio)[key], value)
+    again = stirred(graph, "mask ratio")
+    same = hidden(1).expand(2, -1, -1)
+    first, second = again(same, ratio)["z0", "z1", "z2", "z3"]
+    assert float((first - second).detach().abs().max()) > 1e-3
+    with pytest.raises(ShapeError, match="ratio"):
+        again(same)
+    with pytest.raises(ShapeError, match="ratio"):
+        again(same, ratio[:1])
+
+
+def test_the_coupling_passes_the_share_of_masked_sites():
+    potentials = stirred(GRAPHS["hidden_markov"], "mask ratio")
+    coupling = CouplingLayer(GRAPHS["hidden_markov"], VOCAB, HIDDEN, potentials=potentials)
+    known = torch.tensor([[True, False, False, False], [True, True, True, False]])
+    found = coupling.log_potentials(hidden(2), known)
+    for key, value in potentials(hidden(2), torch.tensor([0.75, 0.25])).items():
+        assert torch.equal(found[key], value)
+
+
+@pytest.mark.parametrize("combine", ["projected", "product"])
+def test_gradients(combine):
+    graph = GRAPHS["hidden_markov"]
+    potentials = stirred(graph, "all")
+    coupling = CouplingLayer(graph, VOCAB, HIDDEN, combine, potentials)
+    names = [n for n, _ in coupling.named_parameters()]
+    known = torch.tensor([[False] * SITES, [False, True, False, False]])
+    x0 = torch.ones(2, SITES, dtype=torch.int64)
+
+    def function(h, *values):
+        state = dict(zip(names, values, strict=True))
+        call = (hidden(2)[..., :VOCAB],), {"hidden": h, "tokens": x0, "known": known}
+        return torch.func.functional_call(
+            _LogProb(coupling, x0), {f"coupling.{k}": v for k, v in state.items()}, *call
+        )
+
+    leaves = [p.detach().clone().requires_grad_() for p in coupling.parameters()]
+    assert torch.autograd.gradcheck(function, (hidden(2).requires_grad_(), *leaves), fast_mode=True)
+
+
+class _LogProb(torch.nn.Module):
+    def __init__(self, coupling, x0):
+        super().__init__()
+        self.coupling, self.x0 = coupling, x0
+
+    def forward(self, *inputs, **named):
+        return self.coupling(*inputs, **named).log_prob(self.x0)
 
 
 def test_latents_read_the_tokens_at_or_below_them():
@@ -98,10 +200,10 @@ def test_latents_read_the_tokens_at_or_below_them():
     assert sorted(row.count_nonzero().item() for row in tree.place) == [1, 1, 1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize("gates", [False, True])
-def test_everything_is_trained_through_the_sweep(gates):
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_is_trained_through_the_sweep(kind):
     graph = GRAPHS["hidden_markov"]
-    coupling = CouplingLayer(graph, VOCAB, HIDDEN, potentials=stirred(graph, gates))
+    coupling = CouplingLayer(graph, VOCAB, HIDDEN, potentials=stirred(graph, kind))
     x0 = torch.randint(VOCAB, (4, SITES), generator=torch.Generator().manual_seed(2))
     coupling(hidden(4)[..., :VOCAB], hidden=hidden(4)).log_prob(x0).sum().backward()
     idle = [n for n, p in coupling.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -129,6 +231,24 @@ def test_it_learns_a_dependence_that_only_the_context_knows():
     assert bits[ContextualLatentPotentials] < 1.1
 
 
+def test_it_learns_emissions_and_a_dependence_on_the_mask_ratio():
+    """One state, so that only its emissions can change; they may only as the share of masked sites says."""
+    graph = topologies.star(2, 2, states=1, tie="emission")
+    potentials = ContextualLatentPotentials(graph, 1, width=8, emission_rank=1, mask_ratio=True)
+    coupling = CouplingLayer(graph, 2, 1, combine="product", potentials=potentials)
+    known = torch.tensor([[False, False], [True, False]]).repeat(8, 1)
+    x0 = torch.zeros(16, 2, dtype=torch.int64)
+    x0[0::2] = torch.tensor([1, 1])
+    optimizer = torch.optim.Adam(coupling.parameters(), lr=0.05)
+    for _ in range(100):
+        law = coupling(torch.zeros(16, 2, 2), hidden=torch.zeros(16, 2, 1), tokens=x0, known=known)
+        loss = -law.log_prob(x0).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1  # 1.04 = 1.5 log 2 at the start, and about that without the ratio
+
+
 def test_a_start_from_text_changes_the_static_part_alone():
     graph = GRAPHS["hidden_markov"]
     potentials = ContextualLatentPotentials(graph, HIDDEN, gates=True)
@@ -144,14 +264,21 @@ def test_a_start_from_text_changes_the_static_part_alone():
 def test_a_model_folder_keeps_it(tmp_path):
     graph = GRAPHS["hidden_markov"]
     coupling = CouplingLayer(
-        graph, VOCAB, 16, potentials=ContextualLatentPotentials(graph, 16, 8, gates=True)
+        graph, VOCAB, 16, potentials=ContextualLatentPotentials(graph, 16, 8, **KINDS["all"])
     )
     network = BidirectionalTransformer(VOCAB, hidden_size=16, layers=1, heads=2)
     save_model(tmp_path / "model", network, coupling)
     found = load_model(tmp_path / "model").coupling
     assert isinstance(found.potentials, ContextualLatentPotentials) and found.hidden_size == 16
+    assert found.potentials.needs_ratio
     for name, value in coupling.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
+
+
+def latents_over_nothing():
+    graph = topologies.chain(2, 3)
+    graph.add_variable("z0", 2, latent=True)
+    return graph
 
 
 def test_bad_input_is_refused():
@@ -160,6 +287,12 @@ def test_bad_input_is_refused():
         ContextualLatentPotentials(graph, 0)
     with pytest.raises(ConfigError, match="latents"):
         ContextualLatentPotentials(topologies.chain(3, 2), 4)
+    with pytest.raises(ConfigError, match="emission_rank"):
+        ContextualLatentPotentials(graph, HIDDEN, emission_rank=-1)
+    with pytest.raises(ConfigError, match="hang on latents"):
+        ContextualLatentPotentials(latents_over_nothing(), HIDDEN, emission_rank=1)
+    with pytest.raises(ConfigError, match="70,000"):
+        ContextualLatentPotentials(topologies.hidden_markov(2, 35_000, 2), HIDDEN, emission_rank=1)
     potentials = ContextualLatentPotentials(graph, HIDDEN)
     for wrong in (None, torch.zeros(2, SITES, HIDDEN + 1), torch.zeros(2, SITES - 1, HIDDEN)):
         with pytest.raises(ShapeError, match="hidden states"):
