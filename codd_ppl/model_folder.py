@@ -174,7 +174,12 @@ def load_coupling(path: str | os.PathLike[str], graph: FactorGraph | None = None
 
 
 def load_contextual(
-    path: str | os.PathLike[str], width: int = 128, gates: bool = False, seed: int = 0
+    path: str | os.PathLike[str],
+    width: int = 128,
+    gates: bool = False,
+    seed: int = 0,
+    emission_rank: int = 0,
+    mask_ratio: bool = False,
 ) -> CouplingLayer:
     """The coupling of a model folder with its latents made contextual: it starts as it is there.
 
@@ -182,7 +187,7 @@ def load_contextual(
 
     Args:
         path: the folder.
-        width, gates, seed: of the :class:`ContextualLatentPotentials` that hold the folder's tables.
+        width, gates, seed, emission_rank, mask_ratio: of the :class:`ContextualLatentPotentials`, which hold the tables.
 
     Raises:
         DataError: no such folder, or one that is damaged.
@@ -191,7 +196,13 @@ def load_contextual(
     saved = load_model(path)
     coupling, static = saved.coupling, _expect_latent(path, saved.coupling)
     potentials = ContextualLatentPotentials(
-        coupling.graph, saved.denoiser.hidden_size, width=width, gates=gates, seed=seed
+        coupling.graph,
+        saved.denoiser.hidden_size,
+        width=width,
+        gates=gates,
+        seed=seed,
+        emission_rank=emission_rank,
+        mask_ratio=mask_ratio,
     )
     potentials.static = static
     coupling.potentials, coupling.hidden_size = potentials, potentials.hidden_size

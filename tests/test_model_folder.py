@@ -97,7 +97,7 @@ def test_tables_of_a_folder_on_a_longer_chain(hidden_markov) -> None:
 @pytest.mark.parametrize("gates", [False, True])
 def test_a_folder_made_contextual_starts_as_it_was(hidden_markov, gates: bool) -> None:
     path, denoiser, coupling = hidden_markov
-    contextual = load_contextual(path, width=8, gates=gates)
+    contextual = load_contextual(path, width=8, gates=gates, emission_rank=2 * gates, mask_ratio=gates)
     assert isinstance(contextual.potentials, ContextualLatentPotentials)
     xt = torch.randint(0, 7, (3, 4))
     output, x0 = denoiser(xt), xt.clamp(max=5)
