@@ -187,7 +187,7 @@ def load_contextual(
 
     Args:
         path: the folder.
-        width, gates, seed, emission_rank, mask_ratio: of the :class:`ContextualLatentPotentials`, which hold the tables.
+        width, gates, seed, emission_rank, mask_ratio: of the :class:`ContextualLatentPotentials` made of its tables.
 
     Raises:
         DataError: no such folder, or one that is damaged.
