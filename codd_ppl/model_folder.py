@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import networkx as nx
 import torch
@@ -146,31 +146,42 @@ def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
     return load_model(path).denoiser.train()
 
 
-def load_coupling(path: str | os.PathLike[str], graph: FactorGraph | None = None) -> CouplingLayer:
+def load_coupling(
+    path: str | os.PathLike[str],
+    graph: FactorGraph | None = None,
+    combine: Literal["projected", "product"] | None = None,
+) -> CouplingLayer:
     """The coupling of a model folder, to train on; in a recipe, ``class_path: codd_ppl.model_folder.load_coupling``.
 
     Args:
         path: the folder.
         graph: put its tables on this graph instead, whose ties name the same tables: a tied chain of another length.
+        combine: how to combine logits and prior instead; a product has no pool.
 
     Raises:
         DataError: no such folder, or one that is damaged.
         ConfigError: a graph with tables of other names or shapes, or potentials other than :class:`LatentPotentials`.
     """
-    coupling = load_model(path).coupling.train()
-    if graph is None:
-        return coupling
-    static = _expect_latent(path, coupling)
-    here, there = table_shapes(graph), table_shapes(coupling.graph)
-    if here != there:
-        raise ConfigError(
-            f"graph: expected tables {there} as in {path}, found {here}; give the same ties and cardinalities"
-        )
-    potentials = LatentPotentials(graph)
-    potentials.load_state_dict(static.state_dict())
-    other = _layer(graph, coupling.vocab_size, potentials, _settings(coupling))
-    other.pool = coupling.pool
-    return other.train()
+    coupling = load_model(path).coupling
+    potentials: Any = coupling.potentials
+    if graph is not None:
+        static = _expect_latent(path, coupling)
+        here, there = table_shapes(graph), table_shapes(coupling.graph)
+        if here != there:
+            raise ConfigError(
+                f"graph: expected tables {there} as in {path}, found {here}; give the same ties and cardinalities"
+            )
+        potentials = LatentPotentials(graph)
+        potentials.load_state_dict(static.state_dict())
+    settings = _settings(coupling)
+    if combine is not None:
+        settings["combine"] = combine
+    if settings["combine"] == "product":
+        settings["pool"] = None
+    layer = _layer(graph or coupling.graph, coupling.vocab_size, potentials, settings)
+    if layer.pool is not None:
+        layer.pool = coupling.pool
+    return layer.train()
 
 
 def load_contextual(

@@ -90,6 +90,8 @@ def test_tables_of_a_folder_on_a_longer_chain(hidden_markov) -> None:
     assert torch.equal(
         load_coupling(path)(logits[:, :4]).log_prob(x0[:, :4]), coupling(logits[:, :4]).log_prob(x0[:, :4])
     )
+    product = load_coupling(path, combine="product")
+    assert product.pool is None and product.combine == "product" and product.sites == 4
     with pytest.raises(ConfigError, match=r"emission.*\(3, 6\).*found"):
         load_coupling(path, topologies.hidden_markov(7, 6, 4))
 
