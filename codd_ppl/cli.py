@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | generate | evaluate | explain | bench``."""
+"""The command line: ``codd demo | fit | generate | evaluate | card | explain | bench``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
-        required=True, metavar="demo | fit | generate | evaluate | explain | bench"
+        required=True, metavar="demo | fit | generate | evaluate | card | explain | bench"
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--table", type=Path, help="write all values, block by block, as JSON")
     evaluate.set_defaults(run=_evaluate)
+
+    card = commands.add_parser(
+        "card", help="write the results on cards, and the grid of all, from results*.json"
+    )
+    card.add_argument("folder", type=Path, nargs="+", help="models/NAME, or models for the grid")
+    card.set_defaults(run=_card)
 
     explain = commands.add_parser("explain", help="print how a model folder or a topology is contracted")
     explain.add_argument("model", type=Path, nargs="?")
@@ -180,6 +186,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from codd_ppl.commands.evaluate import run_evaluate
 
     run_evaluate(options)
+
+
+def _card(options: argparse.Namespace) -> None:
+    from codd_ppl.evaluation.card import update_card
+    from codd_ppl.evaluation.grid import is_grid, update_grid
+
+    for folder in options.folder:
+        print(update_grid(folder) if is_grid(folder) else update_card(folder))
 
 
 def _explain(options: argparse.Namespace) -> None:

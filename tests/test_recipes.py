@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from codd_ppl.cli import main
+from codd_ppl.evaluation.card import card_text
+from codd_ppl.evaluation.grid import grid_text
+from codd_ppl.evaluation.section import BEGIN
+from codd_ppl.evaluation.seeds import read_seeds
 from codd_ppl.model_folder import load_model
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -30,6 +34,23 @@ def test_card_and_results(name: str) -> None:
     assert card.startswith(f"# {name}\n")
     results = json.loads((MODELS / name / "results.json").read_text(encoding="utf-8"))
     assert {"command", "date", "device"} <= set(results)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_figure_of_a_card_is_typed(name: str) -> None:
+    """A folder with records, or a card with the marks, says what `codd card` makes of the JSON."""
+    card = (MODELS / name / "README.md").read_text(encoding="utf-8")
+    if read_seeds(MODELS / name) is None:
+        assert BEGIN not in card, "results of another kind don't go between these marks"
+        return
+    assert card == card_text(MODELS / name), f"run: codd card models/{name}"
+    assert 0 < (MODELS / name / "nelbo.png").stat().st_size < 40_000
+    assert all(path.stat().st_size < 15_000 for path in (MODELS / name).glob("results*.json"))
+
+
+def test_no_figure_of_the_grid_is_typed() -> None:
+    page = (MODELS / "README.md").read_text(encoding="utf-8")
+    assert BEGIN in page and page == grid_text(MODELS), "run: codd card models"
 
 
 def test_the_text8_recipes_run_one_after_the_other(

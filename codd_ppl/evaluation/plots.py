@@ -1,7 +1,7 @@
 """Figures of a table of bounds and of a generation; matplotlib objects only, no pyplot state."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from codd_ppl.errors import ShapeError
 from codd_ppl.evaluation.table import NelboTable
 from codd_ppl.sampling import Generation
 
-__all__ = ["plot_nelbo", "plot_reveal_history", "save_figure"]
+__all__ = ["plot_curves", "plot_nelbo", "plot_reveal_history", "save_figure"]
 
 
 def plot_nelbo(
@@ -32,16 +32,27 @@ def plot_nelbo(
     Returns:
         The figure that holds the axes.
     """
-    axes = _axes(axes, width=6.0)
+    curves: dict[str, dict[int, tuple[float, float]]] = {}
     for model in table.models if models is None else models:
         steps = sorted(table.values[model]) if model in table.values else [table.sites]
-        means = [table.mean(model, T) for T in steps]
-        errors = [2.0 * table.standard_error(model, T) for T in steps]
-        axes.errorbar(steps, means, yerr=errors, marker="o", markersize=4, capsize=2, label=model)
+        curves[model] = {T: (table.mean(model, T), 2.0 * table.standard_error(model, T)) for T in steps}
+    return plot_curves(curves, entropy, axes)
+
+
+def plot_curves(
+    curves: Mapping[str, Mapping[int, tuple[float, float]]],
+    entropy: float | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """As `plot_nelbo`, of given figures: model -> T -> (bits per token, half the length of the bar)."""
+    axes = _axes(axes, width=6.0)
+    for model, row in curves.items():
+        means, errors = [mean for mean, _ in row.values()], [error for _, error in row.values()]
+        axes.errorbar(list(row), means, yerr=errors, marker="o", markersize=4, capsize=2, label=model)
     if entropy is not None:
         axes.axhline(entropy, color="black", linestyle=":", label="entropy of the data")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(table.steps)
+    axes.set_xticks(sorted({T for row in curves.values() for T in row}))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("reverse steps T")
     axes.set_ylabel("NELBO$_T$ (bits per token)")
@@ -79,13 +90,13 @@ def plot_reveal_history(generation: Generation, axes: Axes | None = None) -> Fig
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     """Write the figure in the format of the suffix (png, pdf, svg), never half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=dpi)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

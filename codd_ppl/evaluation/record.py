@@ -57,9 +57,9 @@ def evaluation_record(
 
     For every model and T: bits per token and standard error, seconds per sample if they were measured, perplexity per
     word if ``tokens_per_word`` is given. Beside the factorised row of its network: the paired difference (mean and
-    standard error, negative is better), the relative gain and the gap closed with 95 % intervals ([value, low, high]).
-    For every model: the relative change of the bound at T = sites, the factorised steps that 4 of its steps equal,
-    those of the same time, and the median over T of the ratio of seconds ("step_time").
+    standard error, negative is better) and the gap closed with its 95 % interval ([value, low, high]). For every model:
+    the relative change of the bound at T = sites, and the median over T of the ratio of seconds ("step_time"). For all
+    but controls also the relative gain at every T, the factorised steps that 4 steps equal, and those of the same time.
 
     Args:
         table: the bounds.
@@ -98,7 +98,7 @@ def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None
     """Parts and figures of one model."""
     found: dict[str, Any] = {"role": row.role, **row.parts}
     steps = sorted(table.values[name])
-    nelbo = {str(T): _cell(table, name, T, row.against, tokens_per_word) for T in steps}
+    nelbo = {str(T): _cell(table, name, T, row, tokens_per_word) for T in steps}
     base = row.against
     if base is not None:
         shared = [T for T in steps if T in table.values[base]]
@@ -106,7 +106,7 @@ def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None
         if table.sites in shared:
             gain = table.relative_gain(name, base, table.sites)
             found["change_at_sites"] = _numbers(-gain.value, -gain.high, -gain.low)
-        if EQUIVALENT in shared:
+        if EQUIVALENT in shared and row.role != "control":
             equal = table.equivalent_steps(name, base, EQUIVALENT)
             steps_and_ends = _numbers(equal.steps, equal.low, equal.high)
             found["equivalent_steps"] = {
@@ -116,7 +116,7 @@ def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None
             }
             count, bits = table.in_the_same_time(name, base, EQUIVALENT)
             if not math.isnan(count):
-                same = _numbers(count, bits)
+                same = _numbers(count, bits, digits=5)
                 found["in_the_same_time"] = {"T": EQUIVALENT, "steps": same[0], "bits_per_token": same[1]}
         ratios = [table.seconds(name, T) / table.seconds(base, T) for T in shared]
         measured = [ratio for ratio in ratios if math.isfinite(ratio)]
@@ -125,30 +125,32 @@ def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None
     return {**found, "nelbo": nelbo}
 
 
-def _cell(
-    table: NelboTable, name: str, T: int, base: str | None, tokens_per_word: float | None
-) -> dict[str, Any]:
+def _cell(table: NelboTable, name: str, T: int, row: Row, tokens_per_word: float | None) -> dict[str, Any]:
     """Figures of one model at one T."""
-    bits, error = _numbers(table.mean(name, T), table.standard_error(name, T))
-    cell: dict[str, Any] = {"bits_per_token": bits, "standard_error": error}
+    base = row.against
+    cell: dict[str, Any] = {
+        "bits_per_token": _numbers(table.mean(name, T), digits=5)[0],
+        "standard_error": _numbers(table.standard_error(name, T))[0],
+    }
     if not math.isnan(table.seconds(name, T)):
         cell["seconds_per_sample"] = _numbers(table.seconds(name, T))[0]
     if tokens_per_word is not None:
-        cell["word_perplexity"] = _numbers(word_perplexity(table.mean(name, T), tokens_per_word))[0]
+        cell["word_perplexity"] = _numbers(word_perplexity(table.mean(name, T), tokens_per_word), digits=5)[0]
     if base is None or T not in table.values[base]:
         return cell
     cell["difference"] = _numbers(*table.difference(name, base, T))
-    gain = table.relative_gain(name, base, T)
-    cell["relative_gain"] = _numbers(gain.value, gain.low, gain.high)
+    if row.role != "control":
+        gain = table.relative_gain(name, base, T)
+        cell["relative_gain"] = _numbers(gain.value, gain.low, gain.high)
     if table.sites > T and table.sites in table.values[base]:
         gap = table.gap_closed(name, base, T)
         cell["gap_closed"] = _numbers(gap.value, gap.low, gap.high)
     return cell
 
 
-def _numbers(*values: float) -> list[float | str]:
-    """Five digits; what JSON lacks becomes a string, which ``float`` reads."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else str(value) for value in values]
+def _numbers(*values: float, digits: int = 4) -> list[float | str]:
+    """Rounded; what JSON lacks becomes a string, which ``float`` reads."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else str(value) for value in values]
 
 
 def save_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -61,7 +61,7 @@ def test_the_record_of_several_models(folder: Path, tmp_path: Path) -> None:
     words += ["--also", f"network={folder / 'alone'}", "--controls", "--timing", "0.01"]
     words += ["--batch-size", "16", "--reveals", "2", "--output", str(target), "--table", str(values)]
     assert main(words) == 0
-    assert target.stat().st_size < 12_000
+    assert target.stat().st_size < 11_000  # nine models
     record = load_record(target)
     assert record is not None
     assert record["command"] == "codd " + shlex.join(words)
@@ -83,8 +83,8 @@ def test_the_record_of_several_models(folder: Path, tmp_path: Path) -> None:
             assert ("gap_closed" in cell) == (T != "8" and "against" in row)
     gap = table.gap_closed("coupled", "factorised", 1)
     cell = models["coupled"]["nelbo"]["1"]
-    assert list(map(float, cell["gap_closed"])) == pytest.approx([gap.value, gap.low, gap.high], rel=1e-4)
-    assert cell["difference"] == pytest.approx(table.difference("coupled", "factorised", 1), rel=1e-4)
+    assert list(map(float, cell["gap_closed"])) == pytest.approx([gap.value, gap.low, gap.high], rel=1e-3)
+    assert cell["difference"] == pytest.approx(table.difference("coupled", "factorised", 1), rel=1e-3)
     change = table.relative_gain("chain", "factorised, chain", 8)
     assert models["chain"]["change_at_sites"] == pytest.approx(
         [-change.value, -change.high, -change.low], rel=1e-3
