@@ -28,6 +28,7 @@ from codd_ppl.potentials import (
     LatentPotentials,
     LogarithmicPool,
     LowRankPotentials,
+    MixturePotentials,
     TablePotentials,
 )
 from codd_ppl.potentials.table import table_shapes
@@ -45,9 +46,18 @@ __all__ = [
 
 KINDS: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (ContextualLatentPotentials, LatentPotentials, LowRankPotentials, TablePotentials)
+    for kind in (
+        ContextualLatentPotentials,
+        LatentPotentials,
+        LowRankPotentials,
+        MixturePotentials,
+        TablePotentials,
+    )
 }
-SETTINGS = {"ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio")}
+SETTINGS = {
+    "ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio"),
+    "MixturePotentials": ("components", "hidden_size", "width", "mask_ratio"),
+}
 """What a kind of potentials is built from, beside the graph: attributes of the same names."""
 
 

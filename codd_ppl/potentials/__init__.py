@@ -6,6 +6,8 @@ from codd_ppl.potentials.contextual import ContextualLatentPotentials
 from codd_ppl.potentials.emission_correction import EmissionCorrection
 from codd_ppl.potentials.latent import LatentPotentials
 from codd_ppl.potentials.low_rank import LowRankPotentials
+from codd_ppl.potentials.mixture import MixturePotentials
+from codd_ppl.potentials.mixture_start import MixtureStart
 from codd_ppl.potentials.offset_pairs import EdgeScores, OffsetPairs
 from codd_ppl.potentials.pool import LogarithmicPool
 from codd_ppl.potentials.starts import Clones, Clusters, Given, RandomStart, Start
@@ -29,6 +31,8 @@ __all__ = [
     "LatentPotentials",
     "LogarithmicPool",
     "LowRankPotentials",
+    "MixturePotentials",
+    "MixtureStart",
     "OffsetPairs",
     "Potentials",
     "RandomStart",

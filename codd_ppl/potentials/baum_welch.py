@@ -48,6 +48,7 @@ def baum_welch(
     valid_blocks: Int[Tensor, "valid sites"] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    keep_zeros: bool = False,
 ) -> tuple[dict[str, Float[Tensor, "..."]], Trace]:
     """Fit the conditional tables of a directed forest to blocks of text.
 
@@ -80,6 +81,7 @@ def baum_welch(
         valid_blocks: (m, sites) held-out text; its likelihood is noted after each pass.
         dtype: float32 or float64, of counts and tables.
         device: where to compute; the tables are returned there.
+        keep_zeros: what the start makes impossible (-inf) stays so: ``prior`` goes to the other children alone.
 
     Returns:
         Tie or factor name -> log-probabilities over the last axis (the child), and the trace.
@@ -97,9 +99,8 @@ def baum_welch(
         check_blocks(text, len(graph.tokens), graph.variables[graph.tokens[0]].cardinality)
     blocks = blocks.cpu().long()
     valid_blocks = None if valid_blocks is None else valid_blocks.cpu().long()
-    problem = Problem(
-        graph, expectation, blocks, valid_blocks, batch_size, step_power, smoothing, tolerance, dtype, device
-    )
+    settings = (batch_size, step_power, smoothing, tolerance, dtype, device, keep_zeros)
+    problem = Problem(graph, expectation, blocks, valid_blocks, *settings)
     total = max(1, round(epochs * problem.updates_of_a_pass))
     short = total if restarts == 1 else max(1, round(SHORT * total))
     start = Clusters() if start is None else start

@@ -40,6 +40,7 @@ class Problem:
     tolerance: float
     dtype: torch.dtype
     device: torch.device | str
+    keep_zeros: bool
 
     @property
     def updates_of_a_pass(self) -> int:
@@ -138,5 +139,6 @@ def _first_counts(problem: Problem, start: dict[str, Tensor]) -> dict[str, Runni
         prior = problem.smoothing * (uniform if child.latent else frequency + 1e-3 * uniform)
         prior = prior if problem.batch_size is None else prior.clamp(min=LEAST)
         table = start[name].detach().to(device=problem.device, dtype=problem.dtype)
-        result[name] = RunningCounts(table.exp() * weight, prior.to(problem.device))
+        support = table > -torch.inf if problem.keep_zeros else None
+        result[name] = RunningCounts(table.exp() * weight, prior.to(problem.device), support)
     return result

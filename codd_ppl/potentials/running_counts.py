@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.errors import ShapeError
-from codd_ppl.typing import Float, Int
+from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["RunningCounts"]
 
@@ -27,16 +27,25 @@ class RunningCounts:
     Args:
         counts: (*parents, child), not negative. Not kept.
         prior: added to every parent's counts, (child,).
+        support: False for what is impossible and stays so, like the counts; None: everything is possible.
     """
 
-    def __init__(self, counts: Float[Tensor, "*parents child"], prior: Float[Tensor, "child"]) -> None:
+    def __init__(
+        self,
+        counts: Float[Tensor, "*parents child"],
+        prior: Float[Tensor, "child"],
+        support: Bool[Tensor, "*parents child"] | None = None,
+    ) -> None:
         if counts.dim() not in (1, 2) or counts.shape[-1:] != prior.shape:
             raise ShapeError(
                 "expected counts (child,) or (parent, child) and a prior (child,), found "
                 f"{tuple(counts.shape)} and {tuple(prior.shape)}"
             )
         self.held = counts.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
-        self.prior, self.scale = prior.to(counts), 1.0
+        self.prior, self.support, self.scale = prior.to(counts), support, 1.0
+        self._added = self.prior.reshape(-1, *[1] * (counts.dim() - 1))  # (child, *parents or 1)
+        if support is not None:
+            self._added = self._added * support.movedim(-1, 0).to(self._added)
         self.total = self.held.sum(0)  # over children, (*parents), without the common factor
 
     @property
@@ -47,7 +56,7 @@ class RunningCounts:
     def empty(self) -> RunningCounts:
         """The same without any counts."""
         zeros = self.held.new_zeros(()).expand(self.held.shape).movedim(0, -1)
-        return RunningCounts(zeros, self.prior)
+        return RunningCounts(zeros, self.prior, self.support)
 
     def decay(self, step: float) -> None:
         """Multiply all counts by 1 - step, 0 <= step < 1."""
@@ -75,27 +84,31 @@ class RunningCounts:
         """Log-probabilities of the children given each parent; uniform for one without counts and prior."""
         self.total = self.held.sum(0)
         log = self.held.mul(self.scale)
-        log += self.prior.reshape(-1, *[1] * (log.dim() - 1))
+        log += self._added
         log = log.log_().sub_(self._norm())
         log = torch.where(self._norm() == -torch.inf, self._uniform, log)
         return log.movedim(0, -1).contiguous()
 
     def rows(self, tokens: Int[Tensor, "*n"]) -> Float[Tensor, "*n parent"]:
         """Columns log P(token | .) of the table."""
-        log = self.held[tokens].mul_(self.scale).add_(self.prior[tokens][..., None]).log_().sub_(self._norm())
-        return torch.where(self._norm() == -torch.inf, self._uniform, log)
+        log = self.held[tokens].mul_(self.scale).add_(self._added[tokens]).log_().sub_(self._norm())
+        uniform = self._uniform if self.support is None else self._uniform[tokens]
+        return torch.where(self._norm() == -torch.inf, uniform, log)
 
     def penalty(self) -> Float[Tensor, ""]:
         """sum over parents and children of prior(child) log P(child | parent): the log of a Dirichlet prior.
 
         0 where the prior is.
         """
-        used = self.prior > 0
-        return (self.prior[used] * self.table()[..., used]).sum(dtype=torch.float64)
+        log = self.table().movedim(-1, 0)
+        return torch.where(self._added > 0, self._added * log, 0.0).sum(dtype=torch.float64)
 
     def _norm(self) -> Tensor:
-        return (self.total * self.scale + self.prior.sum()).log()
+        return (self.total * self.scale + self._added.sum(0)).log()
 
     @property
     def _uniform(self) -> Tensor:
-        return -self.prior.new_tensor(float(len(self.prior))).log()
+        if self.support is None:
+            return -self.prior.new_tensor(float(len(self.prior))).log()
+        possible = self.support.movedim(-1, 0).to(self.prior)
+        return (possible / possible.sum(0)).log()
