@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
     )
     evaluate.add_argument(
+        "--fields", nargs="+", default=["text"], help="fields of a .jsonl line that make up a document"
+    )
+    evaluate.add_argument(
         "--wikitext",
         action="store_true",
         help="the text is WikiText's tokens: made running text first, and perplexities per word of it printed",

@@ -5,13 +5,15 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from codd_ppl.cli import main
 from codd_ppl.evaluation.card import card_text
 from codd_ppl.evaluation.grid import grid_text
 from codd_ppl.evaluation.section import BEGIN
 from codd_ppl.evaluation.seeds import read_seeds
-from codd_ppl.model_folder import load_model
+from codd_ppl.model_folder import SavedModel, load_model
+from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 
 MODELS = Path(__file__).parents[1] / "models"
 RECIPES = sorted(p.name for p in MODELS.iterdir() if p.is_dir())
@@ -53,21 +55,83 @@ def test_no_figure_of_the_grid_is_typed() -> None:
     assert BEGIN in page and page == grid_text(MODELS), "run: codd card models"
 
 
+TEXT8 = ["text8_network/config", "text8_hmm/config", "text8_hmm/contextual", "text8_256_network/config"]
+TEXT8 += ["text8_256_hmm/config"]
+GSM8K = [
+    "gsm8k_network/config",
+    *(f"gsm8k_families/{p.stem}" for p in (MODELS / "gsm8k_families").glob("*.yaml")),
+]
+GSM8K.sort(key=lambda name: ("network" not in name, "hmm" not in name, name))
+BPE = {
+    size: [f"bpe{size}_network/config", f"bpe{size}_hmm/config", f"bpe{size}_hmm/contextual"]
+    for size in ("4k", "32k")
+}
+BPE["32k"].pop()
+
+
+def run(names: list[str], text: Path, *more: str) -> dict[str, SavedModel]:
+    """Each recipe for at most two steps, one after the other as their comments say; the models they leave."""
+    found = {}
+    for name in names:
+        recipe = MODELS / f"{name}.yaml"
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        words = ["fit", "--config", str(recipe), "--data.path", str(text), "--trainer.accelerator", "cpu"]
+        words += ["--trainer.max_steps", str(min(2, settings["trainer"]["max_steps"]))]
+        words += ["--data.batch_size", "4", "--trainer.enable_progress_bar", "false", *more]
+        words += ["--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"]
+        assert main(words) == 0, name
+        found[name] = load_model(settings["model_folder"]["path"])
+        assert found[name].about["step"] == min(2, settings["trainer"]["max_steps"])
+    return found
+
+
+def test_every_recipe_is_run_by_a_test() -> None:
+    there = {str(p.relative_to(MODELS).with_suffix("")) for p in MODELS.glob("*/*.yaml")}
+    assert there == {*TEXT8, *GSM8K, *BPE["4k"], *BPE["32k"]}
+
+
+def check_text8(found: dict[str, SavedModel]) -> None:
+    """The coupling takes up the network that the other recipe left, and stands on its own text."""
+    network, coupled = found["text8_network/config"], found["text8_hmm/config"]
+    assert not network.coupling.plan.factors and sum(v.latent for v in coupled.coupling.graph) == 128
+    for key, value in network.denoiser.state_dict().items():
+        assert value.equal(coupled.denoiser.state_dict()[key]), key
+    assert network.tokenizer is not None and network.tokenizer.get_vocab_size() == 27
+    assert coupled.coupling.pool is not None
+    assert not coupled.coupling.pool.weights.equal(LogarithmicPool().weights)  # it was fitted
+    contextual = found["text8_hmm/contextual"].coupling
+    assert isinstance(contextual.potentials, ContextualLatentPotentials)
+
+
 def test_the_text8_recipes_run_one_after_the_other(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With their own sizes, for two steps; the coupled one takes up the network that the other left."""
+    """But for a prior of fewer states; with all of them in the slow test."""
     monkeypatch.chdir(tmp_path)
-    for name in ("text8_factorised", "text8_coupled"):
-        words = ["fit", "--config", str(MODELS / name / "config.yaml"), "--data.path", str(text)]
-        words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "4"]
-        words += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
-        assert main(words) == 0
-    first, second = (
-        load_model(tmp_path / "runs" / name / "model") for name in ("text8_factorised", "text8_coupled")
-    )
-    assert first.about["step"] == second.about["step"] == 2
-    assert not first.coupling.plan.factors and sum(v.latent for v in second.coupling.graph) == 64
-    for key, value in first.denoiser.state_dict().items():
-        assert value.equal(second.denoiser.state_dict()[key]), key
-    assert first.tokenizer is not None and first.tokenizer.get_vocab_size() == 27
+    found = run(TEXT8[:1], text)
+    found |= run(TEXT8[1:2], text, "--model.coupling.init_args.graph.init_args.states", "16")
+    found |= run(TEXT8[2:3], text)
+    check_text8(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [TEXT8, GSM8K, BPE["4k"], BPE["32k"]], ids=["text8", "gsm8k", "4k", "32k"])
+def test_recipes_run_one_after_the_other(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their own sizes, on a text that has as many characters or pieces of words."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(1)
+    letters = "etaoinshrdlucmfwypgbvk"
+    count = {"bpe4k": 4_000, "bpe32k": 40_000}.get(names[0].partition("_")[0], 60)
+    words = ["".join(draw.choices(letters, k=draw.randint(3, 7))) for _ in range(count)]
+    if names is GSM8K:  # 116 different characters
+        words += [chr(c) for c in (*range(33, 127), *range(192, 214))]
+    documents = [" ".join(draw.sample(words, len(words))) for _ in range(20)]
+    rows = [{"text": document, "question": document, "answer": "4"} for document in documents]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = run(names, text)
+    if names is TEXT8:
+        check_text8(found)
+        assert found["text8_256_hmm/config"].coupling.sites == 256

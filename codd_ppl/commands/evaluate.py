@@ -14,7 +14,14 @@ from tokenizers import Tokenizer
 
 from codd_ppl import __version__
 from codd_ppl.errors import ConfigError, DataError, ShapeError
-from codd_ppl.evaluation import MarginalsAlone, PriorAlone, Sharpened, nelbo_table, time_sampling
+from codd_ppl.evaluation import (
+    MarginalsAlone,
+    PriorAlone,
+    Sharpened,
+    nelbo_table,
+    time_network,
+    time_sampling,
+)
 from codd_ppl.evaluation.machine import describe_device
 from codd_ppl.evaluation.metrics import word_perplexity
 from codd_ppl.evaluation.parts import describe_coupling, describe_network, plain_notes
@@ -58,7 +65,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     saved = _load(options.model, device)
     assert saved.tokenizer is not None
     rows = model_rows(saved, _also(options.also, options.model, saved, device), options.controls)
-    text = _read(options.text, saved.tokenizer, saved.coupling.sites, options.blocks, options.wikitext)
+    text = _read(options, saved.tokenizer, saved.coupling.sites)
     models = {name: row.model for name, row in rows.items()}
     table = nelbo_table(
         models,
@@ -70,6 +77,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         reveals=options.reveals,
         progress=True,
     )
+    calls: dict[str, float] = {}
     if options.timing > 0:
         found = time_sampling(
             models,
@@ -81,6 +89,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
             progress=True,
         )
         table = table.with_seconds(found, timing_batch_size=TIMING_BATCH)
+        bases = {name: row.model[0] for name, row in rows.items() if row.role == "factorised"}
+        calls = {name: time_network(net, saved.coupling.sites, TIMING_BATCH) for name, net in bases.items()}
     for base in dict.fromkeys(row.against or name for name, row in rows.items()):
         group = {name: table.values[name] for name, row in rows.items() if base in (name, row.against)}
         seconds = {name: found for name, found in table.seconds_per_sample.items() if name in group}
@@ -105,6 +115,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             text=about | ({"words": text.words} if options.wikitext else {}),
             vocab=saved.coupling.vocab_size,
             tokens_per_word=each,
+            network_seconds=calls,
         )
         save_record(record, options.output)
 
@@ -204,18 +215,19 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _read(paths: list[Path], tokenizer: Tokenizer, sites: int, blocks: int, wikitext: bool) -> _Text:
+def _read(options: argparse.Namespace, tokenizer: Tokenizer, sites: int) -> _Text:
+    paths, wikitext = options.text, options.wikitext
     for path in paths:
         if (path / "model.json").is_file():
             raise ConfigError(
                 f"{path} is a model folder where a text is expected; add it with --also NAME={path}"
             )
-    documents = read_documents(paths, "text", "" if wikitext else None, None)
+    documents = read_documents(paths, options.fields, "" if wikitext else None, None)
     words = sum(map(wikitext_words, documents))
     if wikitext:
         documents = [detokenize_wikitext(document) for document in documents]
     tokens = encode_documents(tokenizer, documents, "\n\n")
-    found = spread_blocks(cut_blocks(tokens, sites), blocks)
+    found = spread_blocks(cut_blocks(tokens, sites), options.blocks)
     if not len(found):
         names = ", ".join(map(str, paths))
         raise DataError(

@@ -8,7 +8,7 @@ from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy, w
 from codd_ppl.evaluation.ngram import NGramModel
 from codd_ppl.evaluation.plots import plot_nelbo, plot_reveal_history, save_figure
 from codd_ppl.evaluation.table import NelboTable
-from codd_ppl.evaluation.timing import time_sampling
+from codd_ppl.evaluation.timing import time_network, time_sampling
 
 __all__ = [
     "EquivalentSteps",
@@ -25,6 +25,7 @@ __all__ = [
     "plot_reveal_history",
     "repetition",
     "save_figure",
+    "time_network",
     "time_sampling",
     "token_entropy",
     "word_perplexity",

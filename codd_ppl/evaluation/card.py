@@ -90,6 +90,11 @@ def _section(folder: Path, seeds: Seeds) -> str:
     if words := _perplexities(seeds):
         parts += ["Perplexity per word:", words]
     parts.append(_parts(seeds))
+    if any("coupling_time" in row for row in first["models"].values()):
+        parts.append(
+            "*time of a step*: relative to the factorised model's; *the coupling's part*: what it adds to a step, over "
+            f"the time of one call of the network ({settings.get('timing_batch_size', 1)} sequences at a time)."
+        )
     parts += [sentence for name in seeds.models("coupled") if (sentence := _comparison(seeds, name))]
     if seeds.models("control"):
         parts.append(
@@ -142,7 +147,17 @@ def _perplexities(seeds: Seeds) -> str | None:
 def _parts(seeds: Seeds) -> str:
     """One line for each network and coupling: what it is, its size, what it took to fit, and its cost."""
     sites = seeds.first["sites"]
-    rows = [["", "what", "parameters", "fit", f"bits at T = {sites}, change in %", "time of a step"]]
+    rows = [
+        [
+            "",
+            "what",
+            "parameters",
+            "fit",
+            f"bits at T = {sites}, change in %",
+            "time of a step",
+            "the coupling's part",
+        ]
+    ]
     for name, row in seeds.models("factorised", "coupled").items():
         part = row.get("coupling") or row.get("network") or {}
         what = coupling_words(row["coupling"]) if "coupling" in row else network_words(row.get("network", {}))
@@ -156,6 +171,9 @@ def _parts(seeds: Seeds) -> str:
                 _fit(row.get("about", {})),
                 _interval([c for c in change if c], 100.0, 1),
                 "1" if "against" not in row else _several([float(t) for t in times if t], 2),
+                _several(
+                    [float(c) for c in (found.get("coupling_time") for found in seeds.rows(name)) if c], 2
+                ),
             ]
         )
     return markdown_table(rows)

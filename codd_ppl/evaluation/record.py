@@ -52,6 +52,7 @@ def evaluation_record(
     text: Mapping[str, Any],
     vocab: int,
     tokens_per_word: float | None = None,
+    network_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What is known of an evaluation, as JSON values; what JSON lacks becomes the string "inf", "-inf" or "nan".
 
@@ -70,6 +71,8 @@ def evaluation_record(
         text: what was read: files, blocks, tokens.
         vocab: number of tokens in the vocabulary.
         tokens_per_word: of the text, for perplexities per word.
+        network_seconds: of one call of the network per sequence, for factorised rows (`time_network`). Where sampling
+            was timed, too, coupled rows get "coupling_time": what they add to a step, as a share of that.
 
     Raises:
         ConfigError: rows that aren't the models of the table, or compared with a model that isn't there.
@@ -90,13 +93,24 @@ def evaluation_record(
         "sites": table.sites,
         "vocab": vocab,
         "settings": dict(table.settings),
-        "models": {name: _model(table, name, row, tokens_per_word) for name, row in rows.items()},
+        "models": {
+            name: _model(table, name, row, tokens_per_word, network_seconds or {})
+            for name, row in rows.items()
+        },
     }
 
 
-def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None) -> dict[str, Any]:
+def _model(
+    table: NelboTable,
+    name: str,
+    row: Row,
+    tokens_per_word: float | None,
+    network_seconds: Mapping[str, float],
+) -> dict[str, Any]:
     """Parts and figures of one model."""
     found: dict[str, Any] = {"role": row.role, **row.parts}
+    if name in network_seconds:
+        found["network_seconds"] = _numbers(network_seconds[name])[0]
     steps = sorted(table.values[name])
     nelbo = {str(T): _cell(table, name, T, row, tokens_per_word) for T in steps}
     base = row.against
@@ -122,6 +136,10 @@ def _model(table: NelboTable, name: str, row: Row, tokens_per_word: float | None
         measured = [ratio for ratio in ratios if math.isfinite(ratio)]
         if measured:
             found["step_time"] = _numbers(median(measured))[0]
+        few = [T for T in shared if table.sites >= 8 * T]  # where hardly a step has nothing to reveal
+        added = [(table.seconds(name, T) - table.seconds(base, T)) / T for T in few]
+        if base in network_seconds and added and all(map(math.isfinite, added)):
+            found["coupling_time"] = _numbers(median(added) / network_seconds[base])[0]
     return {**found, "nelbo": nelbo}
 
 

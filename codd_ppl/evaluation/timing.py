@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of
 from codd_ppl.diffusion.schedules import Schedule
 from codd_ppl.errors import ConfigError
@@ -17,7 +18,7 @@ from codd_ppl.evaluation.likelihood import Model
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import Sampler, UnmaskingPolicy
 
-__all__ = ["time_sampling"]
+__all__ = ["time_network", "time_sampling"]
 
 
 def time_sampling(
@@ -84,6 +85,29 @@ def time_sampling(
     for (name, T), values in taken.items():
         result[name][T] = median(values)
     return result
+
+
+@torch.no_grad()
+def time_network(denoiser: Denoiser, sites: int, batch_size: int = 8, repeats: int = 15) -> float:
+    """Seconds of one call of the network for each of ``batch_size`` sequences: the median of ``repeats`` calls.
+
+    Raises:
+        ConfigError: ``batch_size`` or ``repeats`` below 1.
+    """
+    if batch_size < 1 or repeats < 1:
+        raise ConfigError(
+            f"expected batch_size and repeats >= 1, found {batch_size} and {repeats}; give at least 1"
+        )
+    device = device_of(denoiser, default=torch.device("cpu"))
+    xt = torch.full((batch_size, sites), denoiser.mask_token_id, device=device)
+    taken = []
+    for _ in range(repeats + 1):  # the first isn't counted
+        _wait(device)
+        start = time.perf_counter()
+        denoiser(xt)
+        _wait(device)
+        taken.append((time.perf_counter() - start) / batch_size)
+    return median(taken[1:])
 
 
 def _generate(sampler: Sampler, sites: int, batch_size: int, seed: int) -> float:

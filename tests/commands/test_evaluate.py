@@ -65,6 +65,16 @@ def test_the_record_of_several_models(folder: Path, tmp_path: Path) -> None:
     record = load_record(target)
     assert record is not None
     assert record["command"] == "codd " + shlex.join(words)
+    for name, row in record["models"].items():
+        base = row.get("against")
+        assert ("network_seconds" in row) == (row["role"] == "factorised" and base is None), name
+        if row["role"] == "coupled":
+            added = (
+                row["nelbo"]["1"]["seconds_per_sample"]
+                - record["models"][base]["nelbo"]["1"]["seconds_per_sample"]
+            )
+            expected = added / record["models"][base]["network_seconds"]
+            assert row["coupling_time"] == pytest.approx(expected, rel=0.1, abs=0.02)
     assert record["text"] == {"files": ["text.txt"], "blocks": 32, "tokens": len(TEXT) + 2}
     assert record["sites"] == SITES and record["settings"]["reveals"] == 2
     assert record["device"].startswith("CPU, ") and set(record["versions"]) == {"codd_ppl", "torch"}
@@ -110,6 +120,17 @@ def test_perplexities_and_several_texts(folder: Path, tmp_path: Path) -> None:
     cell = record["models"]["factorised"]["nelbo"]["1"]
     each = record["text"]["tokens"] / record["text"]["words"]
     assert cell["word_perplexity"] == pytest.approx(2 ** (cell["bits_per_token"] * each), rel=1e-2)
+
+
+def test_documents_of_several_fields(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"question": "the cat", "answer": "sat on the mat"}\n', encoding="utf-8"
+    )
+    words = ["evaluate", str(folder / "hmm"), str(tmp_path / "pairs.jsonl"), "--steps", "8"]
+    assert main([*words, "--fields", "question", "answer", "--output", str(tmp_path / "r.json")]) == 0
+    record = load_record(tmp_path / "r.json")
+    assert record is not None and record["text"]["tokens"] == len("the cat\nsat on the mat")
+    assert main(words) == 2  # no field "text"
 
 
 def test_the_same_network_runs_once(folder: Path) -> None:
