@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from codd_ppl.coupling import CouplingLayer
@@ -18,7 +17,8 @@ from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
-from codd_ppl.training import pooling
+from codd_ppl.training.optimizers import adamw, warmup_and_cosine
+from codd_ppl.training.starts import check_data, chosen_starts, start_from_data
 from codd_ppl.typing import Float, Int
 
 __all__ = ["CoDDModule"]
@@ -90,7 +90,7 @@ class CoDDModule(L.LightningModule):
             10 * learning_rate if potentials_learning_rate is None else potentials_learning_rate
         )
         self.weight_decay, self.warmup_steps, self.seed = weight_decay, warmup_steps, seed
-        self.start_from_corpus, self.start_pool = init_from_corpus, fit_pool
+        self.starts = chosen_starts(init_from_corpus, fit_pool)
         denoiser.requires_grad_(not freeze_denoiser)
         self.coupling = coupling.requires_grad_(not freeze_coupling)
         if not any(p.requires_grad for p in self.parameters()):
@@ -153,58 +153,18 @@ class CoDDModule(L.LightningModule):
     # --- the run --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the data's vocabulary and length, and start the potentials from the text of a fresh run."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        size = getattr(data, "vocab_size", None)
-        if size is not None and size != self.coupling.vocab_size:
-            raise ConfigError(
-                f"the data's tokenizer has {size} tokens, expected vocab_size = {self.coupling.vocab_size} of the "
-                "denoiser and the coupling; build them with vocab_size=data.vocab_size"
-            )
-        sites = getattr(data, "block_length", None)
-        if sites is not None and sites != self.coupling.sites:
-            raise ConfigError(
-                f"the data's blocks have {sites} tokens, expected {self.coupling.sites}, the sites of the coupling's "
-                "graph; set block_length, or build the graph for that length"
-            )
+        """Check the data's vocabulary and length."""
+        check_data(self.trainer, self.coupling)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run doesn't start the potentials anew."""
-        self.start_from_corpus = self.start_pool = False
+        self.starts = []
 
     def on_fit_start(self) -> None:
-        """Start the potentials and the pool from the text: in one process, which tells the others."""
-        starts = (
-            ("init_from_corpus", "train_blocks", self.start_from_corpus, self._init_from_corpus),
-            ("fit_pool", "valid_blocks", self.start_pool, self._fit_pool),
-        )
-        for name, source, settings, start in starts:
-            if settings is False:
-                continue
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, source):
-                raise ConfigError(
-                    f"{name} needs a data module with {source}(), such as TextDataModule; or call it yourself: "
-                    "coupling.init_from_corpus(blocks), training.fit_pool(denoiser, coupling, blocks)"
-                )
-            if self.trainer.is_global_zero:
-                rank_zero_info(f"{name}: starting the coupling from the text")
-                start(getattr(data, source)(), {} if settings is True else dict(settings))
-            if self.trainer.world_size > 1:
-                self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
-        self.start_from_corpus = self.start_pool = False
-
-    def _init_from_corpus(self, blocks: Tensor, settings: dict[str, Any]) -> None:
-        self.coupling.init_from_corpus(blocks, progress=self.show_progress, **settings)
-
-    def _fit_pool(self, blocks: Tensor, settings: dict[str, Any]) -> None:
-        fit = pooling.fit_pool(self.denoiser, cast(CouplingLayer, self.coupling), blocks, **settings)
-        rank_zero_info(f"bits per masked token by mask ratio: {fit}")
-
-    @property
-    def show_progress(self) -> bool:
-        """Whether the trainer shows a progress bar."""
-        return self.trainer.progress_bar_callback is not None
+        """Start the potentials and the pool from the data of a fresh run."""
+        if self.starts:
+            start_from_data(self.trainer, self.denoiser, self.coupling, self.starts)
+        self.starts = []
 
     def on_train_epoch_start(self) -> None:
         """A frozen network stays in eval mode: its dropout is off."""
@@ -213,29 +173,9 @@ class CoDDModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with separate rates, linear warm-up and a cosine to a tenth."""
-        network = [p for p in self.denoiser.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in network if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in network if p.dim() <= 1]},
-            {
-                "params": [p for p in self.coupling.parameters() if p.requires_grad],
-                "lr": self.potentials_learning_rate,
-            },
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.learning_rate,
-            weight_decay=0.0,
-            betas=(0.9, 0.98),
+        optimizer = adamw(
+            self.denoiser, self.coupling, self.learning_rate, self.potentials_learning_rate, self.weight_decay
         )
         total = max(1, int(min(self.trainer.estimated_stepping_batches, 1e9)))
-        warmup = max(1, min(self.warmup_steps, total // 2))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            progress = min(1.0, (step - warmup) / max(1, total - warmup))
-            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = warmup_and_cosine(optimizer, self.warmup_steps, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
