@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from codd_ppl.coupling import CouplingLayer
-from codd_ppl.denoisers.protocol import Denoiser
+from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
+from codd_ppl.training.draws import noise_generator, pick_steps, possible_steps
 from codd_ppl.training.optimizers import adamw, warmup_and_cosine
 from codd_ppl.training.starts import check_data, chosen_starts, start_from_data
 from codd_ppl.typing import Float, Int
@@ -27,11 +28,18 @@ __all__ = ["CoDDModule"]
 class CoDDModule(L.LightningModule):
     """Trains denoiser and coupling on NELBO_T, in nats per token (DESIGN section 3; arXiv:2603.00045):
 
-        loss = 1/sites E_k E_{xt_k ~ q} E_S [ -T log p(x_S | xt_k) ]
+        loss = 1/sites E_k E_{xt_k ~ q} ( E_S [ -T log p(x_S | xt_k) ]
+                                          + marginal_weight T r_k sum_{i masked} -log softmax(l_i)[x0_i] )
+
+    The second term anchors the network's own single-token predictions, which the first alone lets drift: a product
+    coupling only asks that logits and potentials *together* are right. It is the bound of the factorised network at the
+    same noise and from the same forward pass; each masked token has MDLM's weight, T r_k = 1/t for linear noise
+    (arXiv:2406.07524). It anchors what ``steps`` visits: with ``steps=1`` the fully masked input alone.
 
     A loss is a function of the weights, the batch, ``seed`` and the global step alone, so that an interrupted run that
     is resumed from its checkpoint goes on exactly as it would have. Logged: ``train_loss`` (nats per token),
-    ``valid_bits`` (bits per token), for each number of steps of ``valid_steps`` also ``valid_bits_T<steps>``.
+    ``valid_bits`` (bits per token), for each number of steps of ``valid_steps`` also ``valid_bits_T<steps>``; with an
+    anchor also its own ``train_marginal_loss`` and ``valid_marginal_bits_T<steps>``, without ``marginal_weight``.
 
     Args:
         denoiser: an ``nn.Module`` with ``vocab_size``, ``mask_token_id`` and ``hidden_size`` (see ``denoisers``).
@@ -52,9 +60,10 @@ class CoDDModule(L.LightningModule):
             have started, to the validation blocks of the data module (``valid_blocks()``). A mapping gives settings.
         valid_steps: numbers of steps to validate at; the largest of ``steps`` by default.
         seed: of the noise.
+        marginal_weight: of the anchor; 0: none.
 
     Raises:
-        ConfigError: everything frozen, a setting out of range, or vocabularies or lengths that differ.
+        ConfigError: everything frozen, a setting out of range, a frozen network to anchor, or sizes that differ.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class CoDDModule(L.LightningModule):
         fit_pool: bool | Mapping[str, Any] = False,
         valid_steps: Sequence[int] | None = None,
         seed: int = 0,
+        marginal_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -81,14 +91,18 @@ class CoDDModule(L.LightningModule):
                 f"coupling.vocab_size: expected {self.network.vocab_size} as in denoiser.vocab_size, found "
                 f"{coupling.vocab_size}; build both for the vocabulary of the data"
             )
-        self.steps = self._possible_steps(steps, coupling.sites)
+        if not 0 <= marginal_weight < math.inf or (marginal_weight and freeze_denoiser):
+            raise ConfigError(
+                "expected marginal_weight >= 0, and 0 with freeze_denoiser=True (what doesn't change needs no anchor), "
+                f"found {marginal_weight} with freeze_denoiser={freeze_denoiser}"
+            )
+        self.steps = possible_steps(steps, coupling.sites)
         self.valid_steps = [check_steps(T) for T in valid_steps or (max(self.steps),)]
         self.schedule = schedule or LinearSchedule()
         self.freeze_denoiser, self.freeze_coupling = freeze_denoiser, freeze_coupling
-        self.learning_rate = learning_rate
-        self.potentials_learning_rate = (
-            10 * learning_rate if potentials_learning_rate is None else potentials_learning_rate
-        )
+        self.learning_rate, self.marginal_weight = learning_rate, marginal_weight
+        own_rate = potentials_learning_rate
+        self.potentials_learning_rate = 10 * learning_rate if own_rate is None else own_rate
         self.weight_decay, self.warmup_steps, self.seed = weight_decay, warmup_steps, seed
         self.starts = chosen_starts(init_from_corpus, fit_pool)
         denoiser.requires_grad_(not freeze_denoiser)
@@ -104,25 +118,19 @@ class CoDDModule(L.LightningModule):
         """The denoiser, with what the protocol says of it."""
         return cast(Denoiser, self.denoiser)
 
-    @staticmethod
-    def _possible_steps(steps: Any, sites: int) -> list[int]:
-        if steps == "any":
-            return [1 << k for k in range(max(1, sites.bit_length()))]
-        if isinstance(steps, int):
-            return [check_steps(steps)]
-        if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
-            raise ConfigError(f'steps: expected a number, a list of numbers or "any", found {steps!r}')
-        return [check_steps(T) for T in steps]
-
     # --- the loss -----------------------------------------------------------------------------------
 
     def forward(self, noised: NoisedBatch) -> Float[Tensor, "*batch"]:
         """NELBO_T of each sequence for one draw of the noise, nats."""
-        if self.freeze_denoiser:
-            with torch.no_grad():
-                output = self.network(noised.xt)
-        else:
-            output = self.network(noised.xt)
+        return self.bound(noised, self.predict(noised))
+
+    def predict(self, noised: NoisedBatch) -> DenoiserOutput:
+        """What the network says of xt; without gradient if it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_denoiser):
+            return self.network(noised.xt)
+
+    def bound(self, noised: NoisedBatch, output: DenoiserOutput) -> Float[Tensor, "*batch"]:
+        """NELBO_T of each sequence, coupled, from what the network said; nats."""
         if isinstance(self.coupling, CouplingLayer) and not self.coupling.plan.factors:
             return factorised_nelbo(noised, output.logits)
         dist = self.coupling(output.logits, hidden=output.hidden, tokens=noised.xt, known=noised.known)
@@ -130,24 +138,33 @@ class CoDDModule(L.LightningModule):
 
     def noise(self, x0: Int[Tensor, "batch sites"], steps: int, salt: int) -> NoisedBatch:
         """The noise that belongs to this seed, process and ``salt``, whatever was drawn before."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + salt) * 65_537 + self.global_rank)
+        generator = noise_generator(self.seed, salt, self.global_rank)
         return noise(x0, steps, self.schedule, self.network.mask_token_id, generator)
 
     def training_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch, nats per token."""
-        picker = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
-        steps = self.steps[int(torch.randint(len(self.steps), (), generator=picker))]
-        loss = self(self.noise(batch, steps, self.global_step + 1)).mean() / batch.shape[-1]
+        steps = pick_steps(self.steps, self.seed, self.global_step)
+        noised = self.noise(batch, steps, self.global_step + 1)
+        output = self.predict(noised)
+        loss = self.bound(noised, output).mean() / batch.shape[-1]
+        if self.marginal_weight:
+            marginal = factorised_nelbo(noised, output.logits).mean() / batch.shape[-1]
+            self.log("train_marginal_loss", marginal, batch_size=len(batch))
+            loss = loss + self.marginal_weight * marginal
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> None:
         """Bits per token at each of ``valid_steps``, with the same noise every time."""
-        found = []
+        found, unit = [], batch.shape[-1] * math.log(2)
         for steps in self.valid_steps:
             noised = self.noise(batch, steps, -1 - batch_idx)
-            found.append(self(noised).mean() / (batch.shape[-1] * math.log(2)))
+            output = self.predict(noised)
+            found.append(self.bound(noised, output).mean() / unit)
             self.log(f"valid_bits_T{steps}", found[-1], batch_size=len(batch), sync_dist=True)
+            if self.marginal_weight:
+                marginal = factorised_nelbo(noised, output.logits).mean() / unit
+                self.log(f"valid_marginal_bits_T{steps}", marginal, batch_size=len(batch), sync_dist=True)
         self.log("valid_bits", found[-1], prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     # --- the run --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """CoDDModule: what is trained, with which loss and rates, and runs that resume exactly."""
 
 import contextlib
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from codd_ppl.diffusion import factorised_nelbo
 from codd_ppl.errors import ConfigError
 from codd_ppl.potentials import LogarithmicPool
 from codd_ppl.training import fit_pool
+from codd_ppl.training.blocks import BlockLoader
 
 TEXT = "the cat sat on the mat and the dog sat on the log. a hat for the cat, a bone for the dog. " * 40
 SITES = 8
@@ -265,3 +267,87 @@ if __name__ == "__main__":
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "world size 2 steps 6" in done.stdout
+
+
+# --- the anchor of the network's own marginals ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    """Text, and a network trained on it alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = TextDataModule(folder / "text.txt", block_length=SITES, batch_size=16)
+    torch.manual_seed(1)
+    denoiser = BidirectionalTransformer(data.vocab_size, 32, 1, 2)
+    alone = CouplingLayer(topologies.independent(SITES, data.vocab_size), data.vocab_size)
+    trainer(folder, max_steps=150, limit_val_batches=0).fit(
+        CoDDModule(denoiser, alone, learning_rate=1e-2), data
+    )
+    return data, denoiser
+
+
+def network_bits(denoiser: BidirectionalTransformer, blocks: torch.Tensor) -> float:
+    """The network's own NELBO at T = sites, bits per token; 20 draws of the noise."""
+    alone = CouplingLayer(topologies.independent(SITES, denoiser.vocab_size), denoiser.vocab_size)
+    module = CoDDModule(denoiser, alone)
+    with torch.no_grad():
+        draws = [module(module.noise(blocks, SITES, salt)).mean().item() for salt in range(20)]
+    return sum(draws) / len(draws) / (SITES * math.log(2))
+
+
+def test_the_anchor_keeps_single_token_predictions(trained, tmp_path: Path) -> None:
+    """End to end with a product coupling the network's own marginals drift; anchored they don't."""
+    data, network = trained
+    blocks, found = data.valid_blocks(), {}
+    before = network_bits(network, blocks)
+    for weight in (0.0, 1.0):
+        denoiser = copy.deepcopy(network)
+        coupling = parts(data, states=8, combine="product")[1]
+        module = CoDDModule(
+            denoiser, coupling, learning_rate=5e-3, init_from_corpus=True, marginal_weight=weight
+        )
+        trainer(tmp_path, max_steps=60, limit_val_batches=0).fit(module, data)
+        report = trainer(tmp_path).validate(module, data, verbose=False)[0]
+        found[weight] = network_bits(denoiser, blocks), report[f"valid_bits_T{SITES}"]
+    assert found[0.0][0] > before + 0.1, (before, found)
+    assert found[1.0][0] < before, (before, found)
+    assert found[1.0][1] < found[0.0][1] + 0.05, (before, found)
+
+
+def test_the_anchor_is_one_cross_entropy_more(data: TextDataModule, tmp_path: Path) -> None:
+    """Loss = bound + weight times the network's own bound, from one forward pass; both are logged."""
+    calls = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    denoiser, coupling = parts(data)
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    module = CoDDModule(denoiser, coupling, steps=4, marginal_weight=0.25)
+    noised = module.noise(data.train_blocks()[:16], 4, salt=1)
+    watch = Watch()
+
+    with torch.no_grad():
+        bound = module(noised).mean() / SITES
+        marginal = factorised_nelbo(noised, denoiser(noised.xt).logits).mean() / SITES
+    calls.clear()
+    batches = BlockLoader(data.train_blocks().flatten(), SITES, 16)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[watch]).fit(module, batches, batches)
+    assert len(calls) == 1
+    assert watch.metrics["train_marginal_loss"] == pytest.approx(float(marginal), rel=1e-6)
+    assert watch.metrics["train_loss"] == pytest.approx(float(bound + 0.25 * marginal), rel=1e-6)
+    report = trainer(tmp_path).validate(module, data, verbose=False)[0]
+    assert set(report) == {"valid_bits", "valid_bits_T4", "valid_marginal_bits_T4"}
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_wrong_weight_of_the_anchor(data: TextDataModule, weight: float) -> None:
+    with pytest.raises(ConfigError, match="marginal_weight >= 0"):
+        CoDDModule(*parts(data), marginal_weight=weight)
+
+
+def test_a_frozen_network_has_no_anchor(data: TextDataModule) -> None:
+    with pytest.raises(ConfigError, match="needs no anchor"):
+        CoDDModule(*parts(data), freeze_denoiser=True, marginal_weight=0.5)
