@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from codd_ppl import BidirectionalTransformer, CoDDModule, CouplingLayer, TextDataModule, topologies
 from codd_ppl.diffusion import factorised_nelbo
 from codd_ppl.errors import ConfigError
-from codd_ppl.potentials import LogarithmicPool
+from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 from codd_ppl.training import fit_pool
 from codd_ppl.training.blocks import BlockLoader
 
@@ -194,10 +194,12 @@ def test_lengths_must_agree(data: TextDataModule, tmp_path: Path) -> None:
         trainer(tmp_path).fit(CoDDModule(denoiser, longer), data)
 
 
-def run(data: TextDataModule, folder: Path, steps: int, ckpt: Path | None = None):
+def run(data: TextDataModule, folder: Path, steps: int, ckpt: Path | None = None, build=None):
     """A run of 24 steps by plan, stopped after ``steps``; its losses and weights."""
     losses = Losses()
-    module = CoDDModule(*parts(data), learning_rate=1e-2, init_from_corpus=True)
+    module = (
+        CoDDModule(*parts(data), learning_rate=1e-2, init_from_corpus=True) if build is None else build(data)
+    )
 
     class Crash(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -227,6 +229,75 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: TextDataModule, tmp_path: 
     first, _ = run(data, tmp_path / "parts", 12)
     rest, resumed = run(data, tmp_path / "parts", 24, tmp_path / "parts" / "last.ckpt")
     assert sorted(first) == list(range(1, 13)) and sorted(rest) == list(range(11, 25))
+    assert whole == {**first, **rest} and all(first[k] == rest[k] for k in (11, 12))
+    for name, value in weights.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def everything(data: TextDataModule, marginal_weight: float = 0.5) -> CoDDModule:
+    """End to end: a network, a coupling that reads its hidden states through evidence and gates, a pool, an anchor."""
+    torch.manual_seed(1)
+    graph = topologies.hidden_markov(SITES, data.vocab_size, 3)
+    coupling = CouplingLayer(
+        graph,
+        data.vocab_size,
+        hidden_size=16,
+        potentials=ContextualLatentPotentials(graph, 16, width=8, gates=True),
+        pool=LogarithmicPool((0.5, 1.0)),
+    )
+    return CoDDModule(
+        BidirectionalTransformer(data.vocab_size, 16, 1, 2),
+        coupling,
+        learning_rate=1e-2,
+        init_from_corpus={"epochs": 1},
+        fit_pool={"sites": 200},
+        marginal_weight=marginal_weight,
+    )
+
+
+@pytest.mark.parametrize("part", ["denoiser", "coupling.potentials", "coupling.pool"])
+def test_gradients_go_through_the_projection(data: TextDataModule, part: str) -> None:
+    """The bound alone, without anchor: its slope along each part is that of finite differences."""
+    module = everything(data, marginal_weight=0.0).double()
+    noised = module.noise(data.train_blocks()[:6], 2, salt=1)
+    assert bool(noised.known.any()) and not bool(noised.known.all())
+    parameters = list(module.get_submodule(part).parameters())
+    torch.manual_seed(2)
+    direction = [torch.randn_like(p) for p in parameters]
+    gradient = torch.autograd.grad(module(noised).mean(), parameters)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+
+    def moved(size: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=size)
+            return float(module(noised).mean())
+
+    up, down = moved(1e-5), moved(-2e-5)
+    assert abs(slope) > 1e-3
+    assert slope == pytest.approx((up - down) / 2e-5, rel=1e-4)
+
+
+def test_everything_end_to_end_receives_gradients(data: TextDataModule, tmp_path: Path) -> None:
+    moved: dict[str, float] = {}
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            for name, p in module.named_parameters():
+                assert p.grad is not None and bool(p.grad.isfinite().all()), name
+                moved[name] = max(moved.get(name, 0.0), float(p.grad.abs().max()))
+
+    module = everything(data)
+    trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Watch()]).fit(module, data)
+    assert set(moved) == {name for name, _ in module.named_parameters()}
+    assert any("gate_head" in name for name in moved) and "coupling.pool.weights" in moved
+    assert [name for name, size in moved.items() if size == 0] == []
+
+
+def test_everything_end_to_end_resumes_exactly(data: TextDataModule, tmp_path: Path) -> None:
+    whole, weights = run(data, tmp_path / "whole", 24, build=everything)
+    first, _ = run(data, tmp_path / "parts", 12, build=everything)
+    rest, resumed = run(data, tmp_path / "parts", 24, tmp_path / "parts" / "last.ckpt", build=everything)
     assert whole == {**first, **rest} and all(first[k] == rest[k] for k in (11, 12))
     for name, value in weights.items():
         assert torch.equal(value, resumed[name]), name
