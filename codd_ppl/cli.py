@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--samples", type=int, default=4)
     generate.add_argument("--template", help="text to infill, _ for each character to write")
     generate.add_argument(
-        "--unmasking", default="random", choices=["random", "low_confidence", "margin", "entropy"]
+        "--unmasking",
+        default="random",
+        choices=["random", "random_order", "low_confidence", "margin", "entropy"],
     )
     generate.add_argument("--factorised", action="store_true", help="leave the coupling out")
     generate.add_argument("--seed", type=int, default=0)
@@ -129,27 +131,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _fit(words: list[str]) -> int:
-    """LightningCLI over CoDDModule and TextDataModule; the model folder goes to ``--model_folder.path``."""
-    import warnings
+    from codd_ppl.training.fit_cli import fit
 
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-    from codd_ppl.training import CoDDModule, ModelFolder, TextDataModule
-
-    class FitCLI(LightningCLI):
-        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_lightning_class_args(ModelFolder, "model_folder")
-
-    with warnings.catch_warnings():  # the words are given, whatever sys.argv holds
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # lightning's own use of jsonargparse
-        FitCLI(
-            CoDDModule,
-            TextDataModule,
-            args=words,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-        )
+    fit(words)
     return 0
 
 

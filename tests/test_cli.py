@@ -178,8 +178,9 @@ def test_explain_a_topology(capsys: pytest.CaptureFixture[str]) -> None:
     assert "z0" in capsys.readouterr().out
 
 
-def test_fit_by_a_recipe(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LightningCLI: a recipe names the network, the graph and the data."""
+@pytest.fixture
+def recipe(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe in the current folder, for three steps."""
     from codd_ppl import TextDataModule
 
     vocab = TextDataModule(text).vocab_size
@@ -212,5 +213,68 @@ trainer:
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
+    return recipe
+
+
+def test_fit_by_a_recipe(recipe: Path, tmp_path: Path) -> None:
+    """LightningCLI: a recipe names the network, the graph and the data; data of no class are text."""
     assert main(["fit", "--config", str(recipe)]) == 0
     assert (tmp_path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("block_length: 12", "block_len: 12", "does not accept option 'data.block_len'"),
+        ("batch_size: 16", "batch_size: many", "Expected a <class 'int'>. Got value: many"),
+        ("  path: [", "  valid_path: [", "required: fit.data.path"),
+        ("data:\n", "data: {class_path: codd_ppl.training.Nothing}\n#", "no attribute 'Nothing'"),
+        ("data:\n", "data: {class_path: codd_ppl.Sampler}\n#", "not correspond to a subclass"),
+        (
+            "data:\n",
+            "data: {class_path: codd_ppl.TextDataModule, init_args: {sites: 1}}\n#",
+            "Option 'sites' is not accepted",
+        ),
+        ("hidden_markov", "hidden_markow", "no attribute 'hidden_markow'"),
+        ("states: 3", "stats: 3", "Option 'stats' is not accepted"),
+        ("init_from_corpus: true", "init_corpus: true", "model.init_corpus"),
+    ],
+)
+def test_a_bad_recipe_is_told_where(
+    recipe: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    assert old in text
+    changed = text.replace(old, new)
+    if "#" in changed:  # the data are on one line
+        changed = changed[: changed.index("#")] + changed[changed.index("trainer:") :]
+    recipe.write_text(changed, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(recipe)])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("block_length: 12", "block_length: 0", "codd: expected block_length >= 1, found 0"),
+        ("states: 3", "states: 0", "codd: "),
+        ("text.txt, ", "no.txt, ", "no.txt"),
+        (
+            "data:\n",
+            "data:\n  class_path: codd_ppl.TextDataModule\n",
+            "block_length, path beside them; put settings",
+        ),
+        ("block_length: 12", "block_length: 9", "codd: the data's blocks have 9 tokens, expected 12"),
+    ],
+)
+def test_what_a_part_of_a_recipe_raises_is_said_as_it_is(
+    recipe: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    assert old in text
+    recipe.write_text(text.replace(old, new), encoding="utf-8")
+    assert main(["fit", "--config", str(recipe)]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and "Traceback" not in printed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
@@ -111,6 +111,10 @@ class ContractionPlan:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and pickles: the fields, without what was computed from them (hashes hold in one process only)."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def variable(self) -> Mapping[str, Variable]:

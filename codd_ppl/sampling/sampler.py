@@ -46,7 +46,7 @@ class Sampler:
     Args:
         denoiser: the network; called as ``denoiser(xt)``, (batch, sites) int64 -> ``DenoiserOutput``.
         coupling: ``CouplingLayer`` for the same vocabulary; ``topologies.independent`` gives the factorised sampler.
-        unmasking: ``"random"``, ``"low_confidence"``, ``"margin"``, ``"entropy"``, or a policy object.
+        unmasking: ``"random"``, ``"random_order"``, ``"low_confidence"``, ``"margin"``, ``"entropy"``, or an object.
         steps: number T of reverse steps, and the largest number of network calls.
         schedule: noise schedule that spreads the sites over the steps; linear if None.
         warm_start: start the projection of a step from the weights of the last one. Marginals are nearer to the

@@ -21,6 +21,7 @@ __all__ = [
     "LowConfidence",
     "Margin",
     "MarginalsFrom",
+    "RandomOrder",
     "RandomUnmasking",
     "RevealState",
     "UnmaskingPolicy",
@@ -94,6 +95,27 @@ class RandomUnmasking:
 
 
 @dataclass(frozen=True)
+class RandomOrder:
+    """Reveal exactly as many sites as the schedule wants, in a uniformly random order of all sites.
+
+    With as many linear steps as masked sites that is one token at a time. The order ignores the values, so that each
+    step is an exact draw given what is known, as with :class:`RandomUnmasking`; the numbers are not random.
+    """
+
+    def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
+        """``state.number`` masked sites of each row, every set of that size equally likely."""
+        return _highest(
+            state,
+            lambda: torch.rand(
+                state.masked.shape,
+                generator=state.generator,
+                device=state.masked.device,
+                dtype=torch.float64,
+            ),
+        )
+
+
+@dataclass(frozen=True)
 class LowConfidence:
     """Reveal the sites whose most probable token is most probable: confidence max_v p_i(v).
 
@@ -145,13 +167,14 @@ class Entropy:
 def unmasking_policy(name_or_policy: str | UnmaskingPolicy) -> UnmaskingPolicy:
     """The policy of that name, with its defaults; a policy object is handed back as it is.
 
-    Names: ``random``, ``low_confidence``, ``margin``, ``entropy``.
+    Names: ``random``, ``random_order``, ``low_confidence``, ``margin``, ``entropy``.
 
     Raises:
         ConfigError: unknown name, or an object without a ``reveal`` method.
     """
     named: dict[str, Callable[[], UnmaskingPolicy]] = {
         "random": RandomUnmasking,
+        "random_order": RandomOrder,
         "low_confidence": LowConfidence,
         "margin": Margin,
         "entropy": Entropy,

@@ -1,8 +1,18 @@
-"""Train: the Lightning module and the text data that feed it."""
+"""Train: the Lightning module, and the text or the teacher's own blocks that feed it."""
 
 from codd_ppl.training.data import TextDataModule
+from codd_ppl.training.distillation import DistillationDataModule
 from codd_ppl.training.model_callback import ModelFolder
 from codd_ppl.training.module import CoDDModule
 from codd_ppl.training.pooling import PoolFit, fit_pool
+from codd_ppl.training.sampled_blocks import SampledBlocks
 
-__all__ = ["CoDDModule", "ModelFolder", "PoolFit", "TextDataModule", "fit_pool"]
+__all__ = [
+    "CoDDModule",
+    "DistillationDataModule",
+    "ModelFolder",
+    "PoolFit",
+    "SampledBlocks",
+    "TextDataModule",
+    "fit_pool",
+]

@@ -1,7 +1,6 @@
 """Text as fixed blocks of tokens, for training and validation: a LightningDataModule."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -17,6 +16,7 @@ from codd_ppl.training.tokenizer import (
     cached_tokenizer,
     default_cache_dir,
     encode_documents,
+    read_tokenizer,
     text8_normalizer,
 )
 from codd_ppl.typing import Int, Tensor
@@ -218,9 +218,7 @@ class TextDataModule(L.LightningDataModule):
         if isinstance(setting, Tokenizer):
             return setting
         if setting.endswith(".json"):
-            if not Path(setting).is_file():
-                raise DataError(f"expected a tokenizer.json, found no file at {setting}; correct the path")
-            return Tokenizer.from_file(setting)
+            return read_tokenizer(setting)
         arguments = (setting, documents, self._vocab_size_setting, self.normalize)
         if self.cache_dir is not None:
             return cached_tokenizer(self.cache_dir, *arguments)

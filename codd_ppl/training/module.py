@@ -8,17 +8,18 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from codd_ppl.coupling import CouplingLayer
-from codd_ppl.denoisers.protocol import Denoiser
+from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.diffusion import coupled_nelbo, factorised_nelbo, noise
 from codd_ppl.diffusion.nelbo import NoisedBatch
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule, check_steps
 from codd_ppl.errors import ConfigError
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
-from codd_ppl.training import pooling
+from codd_ppl.training.draws import noise_generator, pick_steps, possible_steps
+from codd_ppl.training.optimizers import adamw, warmup_and_cosine
+from codd_ppl.training.starts import check_data, chosen_starts, start_from_data
 from codd_ppl.typing import Float, Int
 
 __all__ = ["CoDDModule"]
@@ -27,11 +28,18 @@ __all__ = ["CoDDModule"]
 class CoDDModule(L.LightningModule):
     """Trains denoiser and coupling on NELBO_T, in nats per token (DESIGN section 3; arXiv:2603.00045):
 
-        loss = 1/sites E_k E_{xt_k ~ q} E_S [ -T log p(x_S | xt_k) ]
+        loss = 1/sites E_k E_{xt_k ~ q} ( E_S [ -T log p(x_S | xt_k) ]
+                                          + marginal_weight T r_k sum_{i masked} -log softmax(l_i)[x0_i] )
+
+    The second term anchors the network's own single-token predictions, which the first alone lets drift: a product
+    coupling only asks that logits and potentials *together* are right. It is the bound of the factorised network at the
+    same noise and from the same forward pass; each masked token has MDLM's weight, T r_k = 1/t for linear noise
+    (arXiv:2406.07524). It anchors what ``steps`` visits: with ``steps=1`` the fully masked input alone.
 
     A loss is a function of the weights, the batch, ``seed`` and the global step alone, so that an interrupted run that
     is resumed from its checkpoint goes on exactly as it would have. Logged: ``train_loss`` (nats per token),
-    ``valid_bits`` (bits per token), for each number of steps of ``valid_steps`` also ``valid_bits_T<steps>``.
+    ``valid_bits`` (bits per token), for each number of steps of ``valid_steps`` also ``valid_bits_T<steps>``; with an
+    anchor also its own ``train_marginal_loss`` and ``valid_marginal_bits_T<steps>``, without ``marginal_weight``.
 
     Args:
         denoiser: an ``nn.Module`` with ``vocab_size``, ``mask_token_id`` and ``hidden_size`` (see ``denoisers``).
@@ -52,9 +60,10 @@ class CoDDModule(L.LightningModule):
             have started, to the validation blocks of the data module (``valid_blocks()``). A mapping gives settings.
         valid_steps: numbers of steps to validate at; the largest of ``steps`` by default.
         seed: of the noise.
+        marginal_weight: of the anchor; 0: none.
 
     Raises:
-        ConfigError: everything frozen, a setting out of range, or vocabularies or lengths that differ.
+        ConfigError: everything frozen, a setting out of range, a frozen network to anchor, or sizes that differ.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class CoDDModule(L.LightningModule):
         fit_pool: bool | Mapping[str, Any] = False,
         valid_steps: Sequence[int] | None = None,
         seed: int = 0,
+        marginal_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -81,16 +91,20 @@ class CoDDModule(L.LightningModule):
                 f"coupling.vocab_size: expected {self.network.vocab_size} as in denoiser.vocab_size, found "
                 f"{coupling.vocab_size}; build both for the vocabulary of the data"
             )
-        self.steps = self._possible_steps(steps, coupling.sites)
+        if not 0 <= marginal_weight < math.inf or (marginal_weight and freeze_denoiser):
+            raise ConfigError(
+                "expected marginal_weight >= 0, and 0 with freeze_denoiser=True (what doesn't change needs no anchor), "
+                f"found {marginal_weight} with freeze_denoiser={freeze_denoiser}"
+            )
+        self.steps = possible_steps(steps, coupling.sites)
         self.valid_steps = [check_steps(T) for T in valid_steps or (max(self.steps),)]
         self.schedule = schedule or LinearSchedule()
         self.freeze_denoiser, self.freeze_coupling = freeze_denoiser, freeze_coupling
-        self.learning_rate = learning_rate
-        self.potentials_learning_rate = (
-            10 * learning_rate if potentials_learning_rate is None else potentials_learning_rate
-        )
+        self.learning_rate, self.marginal_weight = learning_rate, marginal_weight
+        own_rate = potentials_learning_rate
+        self.potentials_learning_rate = 10 * learning_rate if own_rate is None else own_rate
         self.weight_decay, self.warmup_steps, self.seed = weight_decay, warmup_steps, seed
-        self.start_from_corpus, self.start_pool = init_from_corpus, fit_pool
+        self.starts = chosen_starts(init_from_corpus, fit_pool)
         denoiser.requires_grad_(not freeze_denoiser)
         self.coupling = coupling.requires_grad_(not freeze_coupling)
         if not any(p.requires_grad for p in self.parameters()):
@@ -104,25 +118,19 @@ class CoDDModule(L.LightningModule):
         """The denoiser, with what the protocol says of it."""
         return cast(Denoiser, self.denoiser)
 
-    @staticmethod
-    def _possible_steps(steps: Any, sites: int) -> list[int]:
-        if steps == "any":
-            return [1 << k for k in range(max(1, sites.bit_length()))]
-        if isinstance(steps, int):
-            return [check_steps(steps)]
-        if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
-            raise ConfigError(f'steps: expected a number, a list of numbers or "any", found {steps!r}')
-        return [check_steps(T) for T in steps]
-
     # --- the loss -----------------------------------------------------------------------------------
 
     def forward(self, noised: NoisedBatch) -> Float[Tensor, "*batch"]:
         """NELBO_T of each sequence for one draw of the noise, nats."""
-        if self.freeze_denoiser:
-            with torch.no_grad():
-                output = self.network(noised.xt)
-        else:
-            output = self.network(noised.xt)
+        return self.bound(noised, self.predict(noised))
+
+    def predict(self, noised: NoisedBatch) -> DenoiserOutput:
+        """What the network says of xt; without gradient if it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_denoiser):
+            return self.network(noised.xt)
+
+    def bound(self, noised: NoisedBatch, output: DenoiserOutput) -> Float[Tensor, "*batch"]:
+        """NELBO_T of each sequence, coupled, from what the network said; nats."""
         if isinstance(self.coupling, CouplingLayer) and not self.coupling.plan.factors:
             return factorised_nelbo(noised, output.logits)
         dist = self.coupling(output.logits, hidden=output.hidden, tokens=noised.xt, known=noised.known)
@@ -130,81 +138,50 @@ class CoDDModule(L.LightningModule):
 
     def noise(self, x0: Int[Tensor, "batch sites"], steps: int, salt: int) -> NoisedBatch:
         """The noise that belongs to this seed, process and ``salt``, whatever was drawn before."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + salt) * 65_537 + self.global_rank)
+        generator = noise_generator(self.seed, salt, self.global_rank)
         return noise(x0, steps, self.schedule, self.network.mask_token_id, generator)
 
     def training_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> Float[Tensor, ""]:
         """Mean loss of a batch, nats per token."""
-        picker = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
-        steps = self.steps[int(torch.randint(len(self.steps), (), generator=picker))]
-        loss = self(self.noise(batch, steps, self.global_step + 1)).mean() / batch.shape[-1]
+        steps = pick_steps(self.steps, self.seed, self.global_step)
+        noised = self.noise(batch, steps, self.global_step + 1)
+        output = self.predict(noised)
+        loss = self.bound(noised, output).mean() / batch.shape[-1]
+        if self.marginal_weight:
+            marginal = factorised_nelbo(noised, output.logits).mean() / batch.shape[-1]
+            self.log("train_marginal_loss", marginal, batch_size=len(batch))
+            loss = loss + self.marginal_weight * marginal
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Int[Tensor, "batch sites"], batch_idx: int) -> None:
         """Bits per token at each of ``valid_steps``, with the same noise every time."""
-        found = []
+        found, unit = [], batch.shape[-1] * math.log(2)
         for steps in self.valid_steps:
             noised = self.noise(batch, steps, -1 - batch_idx)
-            found.append(self(noised).mean() / (batch.shape[-1] * math.log(2)))
+            output = self.predict(noised)
+            found.append(self.bound(noised, output).mean() / unit)
             self.log(f"valid_bits_T{steps}", found[-1], batch_size=len(batch), sync_dist=True)
+            if self.marginal_weight:
+                marginal = factorised_nelbo(noised, output.logits).mean() / unit
+                self.log(f"valid_marginal_bits_T{steps}", marginal, batch_size=len(batch), sync_dist=True)
         self.log("valid_bits", found[-1], prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     # --- the run --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the data's vocabulary and length, and start the potentials from the text of a fresh run."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        size = getattr(data, "vocab_size", None)
-        if size is not None and size != self.coupling.vocab_size:
-            raise ConfigError(
-                f"the data's tokenizer has {size} tokens, expected vocab_size = {self.coupling.vocab_size} of the "
-                "denoiser and the coupling; build them with vocab_size=data.vocab_size"
-            )
-        sites = getattr(data, "block_length", None)
-        if sites is not None and sites != self.coupling.sites:
-            raise ConfigError(
-                f"the data's blocks have {sites} tokens, expected {self.coupling.sites}, the sites of the coupling's "
-                "graph; set block_length, or build the graph for that length"
-            )
+        """Check the data's vocabulary and length."""
+        check_data(self.trainer, self.coupling)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run doesn't start the potentials anew."""
-        self.start_from_corpus = self.start_pool = False
+        self.starts = []
 
     def on_fit_start(self) -> None:
-        """Start the potentials and the pool from the text: in one process, which tells the others."""
-        starts = (
-            ("init_from_corpus", "train_blocks", self.start_from_corpus, self._init_from_corpus),
-            ("fit_pool", "valid_blocks", self.start_pool, self._fit_pool),
-        )
-        for name, source, settings, start in starts:
-            if settings is False:
-                continue
-            data: Any = getattr(self.trainer, "datamodule", None)
-            if not hasattr(data, source):
-                raise ConfigError(
-                    f"{name} needs a data module with {source}(), such as TextDataModule; or call it yourself: "
-                    "coupling.init_from_corpus(blocks), training.fit_pool(denoiser, coupling, blocks)"
-                )
-            if self.trainer.is_global_zero:
-                rank_zero_info(f"{name}: starting the coupling from the text")
-                start(getattr(data, source)(), {} if settings is True else dict(settings))
-            if self.trainer.world_size > 1:
-                self.coupling.load_state_dict(self.trainer.strategy.broadcast(self.coupling.state_dict()))
-        self.start_from_corpus = self.start_pool = False
-
-    def _init_from_corpus(self, blocks: Tensor, settings: dict[str, Any]) -> None:
-        self.coupling.init_from_corpus(blocks, progress=self.show_progress, **settings)
-
-    def _fit_pool(self, blocks: Tensor, settings: dict[str, Any]) -> None:
-        fit = pooling.fit_pool(self.denoiser, cast(CouplingLayer, self.coupling), blocks, **settings)
-        rank_zero_info(f"bits per masked token by mask ratio: {fit}")
-
-    @property
-    def show_progress(self) -> bool:
-        """Whether the trainer shows a progress bar."""
-        return self.trainer.progress_bar_callback is not None
+        """Start the potentials and the pool from the data of a fresh run."""
+        if self.starts:
+            start_from_data(self.trainer, self.denoiser, self.coupling, self.starts)
+        self.starts = []
 
     def on_train_epoch_start(self) -> None:
         """A frozen network stays in eval mode: its dropout is off."""
@@ -213,29 +190,9 @@ class CoDDModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with separate rates, linear warm-up and a cosine to a tenth."""
-        network = [p for p in self.denoiser.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in network if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in network if p.dim() <= 1]},
-            {
-                "params": [p for p in self.coupling.parameters() if p.requires_grad],
-                "lr": self.potentials_learning_rate,
-            },
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.learning_rate,
-            weight_decay=0.0,
-            betas=(0.9, 0.98),
+        optimizer = adamw(
+            self.denoiser, self.coupling, self.learning_rate, self.potentials_learning_rate, self.weight_decay
         )
         total = max(1, int(min(self.trainer.estimated_stepping_batches, 1e9)))
-        warmup = max(1, min(self.warmup_steps, total // 2))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            progress = min(1.0, (step - warmup) / max(1, total - warmup))
-            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = warmup_and_cosine(optimizer, self.warmup_steps, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -26,6 +26,7 @@ __all__ = [
     "cached_tokenizer",
     "default_cache_dir",
     "encode_documents",
+    "read_tokenizer",
     "text8_normalizer",
 ]
 
@@ -178,6 +179,20 @@ def cached_tokenizer(
         file.write(tokenizer.to_str())
     os.replace(file.name, path)
     return tokenizer
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``.
+
+    Raises:
+        DataError: no such file, or it holds something else.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"expected a tokenizer.json, found no file at {path}; correct the path")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no other class
+        raise DataError(f"{path}: expected a tokenizer.json, but {error}; give another file") from error
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], separator: str) -> Int[Tensor, "tokens"]:

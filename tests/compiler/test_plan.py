@@ -60,8 +60,10 @@ def test_plans_are_frozen(graph):
 
 def test_plans_can_be_copied_and_pickled(graph):
     plan = compile(graph)
+    _ = hash(plan), plan.explain(), plan.variable, plan.factor  # a plan in use keeps what it has computed
     assert pickle.loads(pickle.dumps(plan)) == plan
     assert copy.deepcopy(plan) == plan
+    assert "_hash" not in vars(copy.deepcopy(plan)), "strings have another hash in another process"
 
 
 def test_plans_hold_no_tensor(graph):

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from codd_ppl import CouplingLayer, topologies
+from codd_ppl.denoisers import DenoiserOutput
 from codd_ppl.diffusion.schedules import CosineSchedule, LinearSchedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling import LowConfidence, Sampler
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 
-POLICIES = ["random", "low_confidence", "margin", "entropy"]
+POLICIES = ["random", "random_order", "low_confidence", "margin", "entropy"]
 
 
 def seeded(seed):
@@ -96,7 +98,7 @@ def test_a_perfect_joint_keeps_its_law_under_every_policy_that_ignores_the_value
         def reveal(self, state):
             return state.masked & (torch.arange(3) == state.step)
 
-    for policy in ("random", LeftToRight()):
+    for policy in ("random", "random_order", LeftToRight()):
         sampler = Sampler(toy.denoiser, toy.perfect, policy, steps=3)
         tokens = sampler.generate(toy.template(20_000), seeded(3)).tokens
         assert chi_square_p_value(counts(tokens, 2), toy.joint.flatten()) > 1e-3
@@ -151,7 +153,7 @@ def test_rows_with_different_numbers_of_masked_sites(toy, policy, steps):
 @pytest.mark.parametrize(
     ("schedule", "sites"), [(LinearSchedule(), 8), (CosineSchedule(), 8), (LinearSchedule(), 5)]
 )
-def test_confident_policies_follow_the_schedule_exactly(toy, policy, schedule, sites):
+def test_policies_that_count_follow_the_schedule_exactly(toy, policy, schedule, sites):
     toy = toy(sites=sites, vocab=2)
     for steps in (1, 2, 4, 5):
         sampler = Sampler(toy.denoiser, toy.perfect, policy, steps, schedule)
@@ -160,6 +162,20 @@ def test_confident_policies_follow_the_schedule_exactly(toy, policy, schedule, s
         for step in range(steps):
             left = math.ceil(sites * (1 - alphas[steps - 1 - step]) - 1e-9)
             assert ((history > step).sum(-1) == left).all()
+
+
+@pytest.mark.parametrize("sites", [7, 49])
+def test_a_random_order_of_as_many_steps_as_sites_writes_one_token_at_a_time(sites):
+    class Uniform:
+        vocab_size, mask_token_id, hidden_size = 2, 2, 1
+
+        def __call__(self, xt):
+            return DenoiserOutput(torch.zeros(*xt.shape, 2), torch.zeros(*xt.shape, 1))
+
+    sampler = Sampler(Uniform(), CouplingLayer(topologies.independent(sites, 2), 2), "random_order", sites)
+    history = sampler.generate(torch.full((5, sites), 2), seeded(7)).history
+    assert torch.equal(history.sort(-1).values, torch.arange(sites).expand(5, -1))
+    assert len(history.unique(dim=0)) == 5
 
 
 def test_what_is_known_at_a_step_is_what_history_says(toy):

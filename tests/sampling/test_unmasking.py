@@ -8,12 +8,14 @@ from codd_ppl.sampling import (
     Entropy,
     LowConfidence,
     Margin,
+    RandomOrder,
     RandomUnmasking,
     RevealState,
     coupled_marginals,
     network_marginals,
     unmasking_policy,
 )
+from codd_ppl.testing import chi_square_p_value
 
 MARGINALS = torch.tensor(
     [
@@ -106,10 +108,21 @@ def test_random_unmasking_is_a_coin_with_the_rate_of_the_step():
     assert torch.equal(RandomUnmasking().reveal(state(masked, [0] * 400, coupled=refuse, rate=1.0)), masked)
 
 
+def test_a_random_order_has_its_number_and_prefers_no_site():
+    masked = torch.tensor([True, False, True, True, True]).expand(6000, 5)
+    revealed = RandomOrder().reveal(
+        state(masked, [2] * 6000, coupled=refuse, generator=torch.Generator().manual_seed(2))
+    )
+    assert not (revealed & ~masked).any() and (revealed.sum(-1) == 2).all()
+    pairs = (revealed.long() * 2 ** torch.arange(5)).sum(-1).unique(return_counts=True)[1]
+    assert len(pairs) == 6 and chi_square_p_value(pairs, torch.full((6,), 1 / 6)) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
         ("random", RandomUnmasking),
+        ("random_order", RandomOrder),
         ("low_confidence", LowConfidence),
         ("margin", Margin),
         ("entropy", Entropy),

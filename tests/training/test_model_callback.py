@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
 from codd_ppl import BidirectionalTransformer, CoDDModule, CouplingLayer, TextDataModule, topologies
 from codd_ppl.errors import ConfigError
-from codd_ppl.model_folder import load_denoiser, load_model
+from codd_ppl.model_folder import load_coupling, load_denoiser, load_model
 from codd_ppl.training import ModelFolder
 
 SITES = 8
@@ -71,6 +71,8 @@ def test_the_averaged_weights_are_written(data: TextDataModule, tmp_path: Path) 
     assert saved.about == {"step": 4, "text": str(data.path)}
     assert saved.tokenizer is not None and saved.tokenizer.get_vocab() == data.tokenizer.get_vocab()
     assert torch.equal(load_denoiser(tmp_path / "model").head.weight, trained.denoiser.head.weight)
+    for name, value in load_coupling(tmp_path / "model").state_dict().items():
+        assert torch.equal(value, trained.coupling.state_dict()[name]), name
 
 
 def test_ctrl_c_keeps_what_there_is(data: TextDataModule, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """CoDDModule: what is trained, with which loss and rates, and runs that resume exactly."""
 
 import contextlib
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -13,8 +14,9 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from codd_ppl import BidirectionalTransformer, CoDDModule, CouplingLayer, TextDataModule, topologies
 from codd_ppl.diffusion import factorised_nelbo
 from codd_ppl.errors import ConfigError
-from codd_ppl.potentials import LogarithmicPool
+from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 from codd_ppl.training import fit_pool
+from codd_ppl.training.blocks import BlockLoader
 
 TEXT = "the cat sat on the mat and the dog sat on the log. a hat for the cat, a bone for the dog. " * 40
 SITES = 8
@@ -192,10 +194,12 @@ def test_lengths_must_agree(data: TextDataModule, tmp_path: Path) -> None:
         trainer(tmp_path).fit(CoDDModule(denoiser, longer), data)
 
 
-def run(data: TextDataModule, folder: Path, steps: int, ckpt: Path | None = None):
+def run(data: TextDataModule, folder: Path, steps: int, ckpt: Path | None = None, build=None):
     """A run of 24 steps by plan, stopped after ``steps``; its losses and weights."""
     losses = Losses()
-    module = CoDDModule(*parts(data), learning_rate=1e-2, init_from_corpus=True)
+    module = (
+        CoDDModule(*parts(data), learning_rate=1e-2, init_from_corpus=True) if build is None else build(data)
+    )
 
     class Crash(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -225,6 +229,75 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: TextDataModule, tmp_path: 
     first, _ = run(data, tmp_path / "parts", 12)
     rest, resumed = run(data, tmp_path / "parts", 24, tmp_path / "parts" / "last.ckpt")
     assert sorted(first) == list(range(1, 13)) and sorted(rest) == list(range(11, 25))
+    assert whole == {**first, **rest} and all(first[k] == rest[k] for k in (11, 12))
+    for name, value in weights.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def everything(data: TextDataModule, marginal_weight: float = 0.5) -> CoDDModule:
+    """End to end: a network, a coupling that reads its hidden states through evidence and gates, a pool, an anchor."""
+    torch.manual_seed(1)
+    graph = topologies.hidden_markov(SITES, data.vocab_size, 3)
+    coupling = CouplingLayer(
+        graph,
+        data.vocab_size,
+        hidden_size=16,
+        potentials=ContextualLatentPotentials(graph, 16, width=8, gates=True),
+        pool=LogarithmicPool((0.5, 1.0)),
+    )
+    return CoDDModule(
+        BidirectionalTransformer(data.vocab_size, 16, 1, 2),
+        coupling,
+        learning_rate=1e-2,
+        init_from_corpus={"epochs": 1},
+        fit_pool={"sites": 200},
+        marginal_weight=marginal_weight,
+    )
+
+
+@pytest.mark.parametrize("part", ["denoiser", "coupling.potentials", "coupling.pool"])
+def test_gradients_go_through_the_projection(data: TextDataModule, part: str) -> None:
+    """The bound alone, without anchor: its slope along each part is that of finite differences."""
+    module = everything(data, marginal_weight=0.0).double()
+    noised = module.noise(data.train_blocks()[:6], 2, salt=1)
+    assert bool(noised.known.any()) and not bool(noised.known.all())
+    parameters = list(module.get_submodule(part).parameters())
+    torch.manual_seed(2)
+    direction = [torch.randn_like(p) for p in parameters]
+    gradient = torch.autograd.grad(module(noised).mean(), parameters)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+
+    def moved(size: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=size)
+            return float(module(noised).mean())
+
+    up, down = moved(1e-5), moved(-2e-5)
+    assert abs(slope) > 1e-3
+    assert slope == pytest.approx((up - down) / 2e-5, rel=1e-4)
+
+
+def test_everything_end_to_end_receives_gradients(data: TextDataModule, tmp_path: Path) -> None:
+    moved: dict[str, float] = {}
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            for name, p in module.named_parameters():
+                assert p.grad is not None and bool(p.grad.isfinite().all()), name
+                moved[name] = max(moved.get(name, 0.0), float(p.grad.abs().max()))
+
+    module = everything(data)
+    trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Watch()]).fit(module, data)
+    assert set(moved) == {name for name, _ in module.named_parameters()}
+    assert any("gate_head" in name for name in moved) and "coupling.pool.weights" in moved
+    assert [name for name, size in moved.items() if size == 0] == []
+
+
+def test_everything_end_to_end_resumes_exactly(data: TextDataModule, tmp_path: Path) -> None:
+    whole, weights = run(data, tmp_path / "whole", 24, build=everything)
+    first, _ = run(data, tmp_path / "parts", 12, build=everything)
+    rest, resumed = run(data, tmp_path / "parts", 24, tmp_path / "parts" / "last.ckpt", build=everything)
     assert whole == {**first, **rest} and all(first[k] == rest[k] for k in (11, 12))
     for name, value in weights.items():
         assert torch.equal(value, resumed[name]), name
@@ -265,3 +338,87 @@ if __name__ == "__main__":
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "world size 2 steps 6" in done.stdout
+
+
+# --- the anchor of the network's own marginals ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    """Text, and a network trained on it alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = TextDataModule(folder / "text.txt", block_length=SITES, batch_size=16)
+    torch.manual_seed(1)
+    denoiser = BidirectionalTransformer(data.vocab_size, 32, 1, 2)
+    alone = CouplingLayer(topologies.independent(SITES, data.vocab_size), data.vocab_size)
+    trainer(folder, max_steps=150, limit_val_batches=0).fit(
+        CoDDModule(denoiser, alone, learning_rate=1e-2), data
+    )
+    return data, denoiser
+
+
+def network_bits(denoiser: BidirectionalTransformer, blocks: torch.Tensor) -> float:
+    """The network's own NELBO at T = sites, bits per token; 20 draws of the noise."""
+    alone = CouplingLayer(topologies.independent(SITES, denoiser.vocab_size), denoiser.vocab_size)
+    module = CoDDModule(denoiser, alone)
+    with torch.no_grad():
+        draws = [module(module.noise(blocks, SITES, salt)).mean().item() for salt in range(20)]
+    return sum(draws) / len(draws) / (SITES * math.log(2))
+
+
+def test_the_anchor_keeps_single_token_predictions(trained, tmp_path: Path) -> None:
+    """End to end with a product coupling the network's own marginals drift; anchored they don't."""
+    data, network = trained
+    blocks, found = data.valid_blocks(), {}
+    before = network_bits(network, blocks)
+    for weight in (0.0, 1.0):
+        denoiser = copy.deepcopy(network)
+        coupling = parts(data, states=8, combine="product")[1]
+        module = CoDDModule(
+            denoiser, coupling, learning_rate=5e-3, init_from_corpus=True, marginal_weight=weight
+        )
+        trainer(tmp_path, max_steps=60, limit_val_batches=0).fit(module, data)
+        report = trainer(tmp_path).validate(module, data, verbose=False)[0]
+        found[weight] = network_bits(denoiser, blocks), report[f"valid_bits_T{SITES}"]
+    assert found[0.0][0] > before + 0.1, (before, found)
+    assert found[1.0][0] < before, (before, found)
+    assert found[1.0][1] < found[0.0][1] + 0.05, (before, found)
+
+
+def test_the_anchor_is_one_cross_entropy_more(data: TextDataModule, tmp_path: Path) -> None:
+    """Loss = bound + weight times the network's own bound, from one forward pass; both are logged."""
+    calls = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    denoiser, coupling = parts(data)
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    module = CoDDModule(denoiser, coupling, steps=4, marginal_weight=0.25)
+    noised = module.noise(data.train_blocks()[:16], 4, salt=1)
+    watch = Watch()
+
+    with torch.no_grad():
+        bound = module(noised).mean() / SITES
+        marginal = factorised_nelbo(noised, denoiser(noised.xt).logits).mean() / SITES
+    calls.clear()
+    batches = BlockLoader(data.train_blocks().flatten(), SITES, 16)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[watch]).fit(module, batches, batches)
+    assert len(calls) == 1
+    assert watch.metrics["train_marginal_loss"] == pytest.approx(float(marginal), rel=1e-6)
+    assert watch.metrics["train_loss"] == pytest.approx(float(bound + 0.25 * marginal), rel=1e-6)
+    report = trainer(tmp_path).validate(module, data, verbose=False)[0]
+    assert set(report) == {"valid_bits", "valid_bits_T4", "valid_marginal_bits_T4"}
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_wrong_weight_of_the_anchor(data: TextDataModule, weight: float) -> None:
+    with pytest.raises(ConfigError, match="marginal_weight >= 0"):
+        CoDDModule(*parts(data), marginal_weight=weight)
+
+
+def test_a_frozen_network_has_no_anchor(data: TextDataModule) -> None:
+    with pytest.raises(ConfigError, match="needs no anchor"):
+        CoDDModule(*parts(data), freeze_denoiser=True, marginal_weight=0.5)
