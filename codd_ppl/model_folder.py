@@ -30,6 +30,7 @@ from codd_ppl.potentials import (
     LowRankPotentials,
     MixturePotentials,
     TablePotentials,
+    TiedEmissionPotentials,
 )
 from codd_ppl.potentials.table import table_shapes
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
@@ -52,11 +53,13 @@ KINDS: dict[str, Any] = {
         LowRankPotentials,
         MixturePotentials,
         TablePotentials,
+        TiedEmissionPotentials,
     )
 }
 SETTINGS = {
     "ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio"),
     "MixturePotentials": ("components", "hidden_size", "width", "mask_ratio"),
+    "TiedEmissionPotentials": ("rank",),
 }
 """What a kind of potentials is built from, beside the graph: attributes of the same names."""
 
@@ -98,6 +101,13 @@ def save_model(
         raise ConfigError(
             f"a model folder holds a BidirectionalTransformer and {' or '.join(KINDS)}, found "
             f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
+        )
+    if isinstance(coupling.potentials, TiedEmissionPotentials) and not torch.equal(
+        coupling.potentials.unembedding, denoiser.unembedding
+    ):
+        raise ConfigError(
+            "the emissions are tied to other vectors than the unembedding of the network, which is what the folder "
+            "holds; build TiedEmissionPotentials with denoiser.unembedding"
         )
     check_target(path)
     settings = {name: getattr(coupling.potentials, name) for name in SETTINGS.get(kind, ())}
@@ -243,7 +253,10 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
         data = config["graph"]
         graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))
         about = config["coupling"]
-        potentials = KINDS[about["potentials"]](graph, **about.get("settings", {}))
+        kind, given = KINDS[about["potentials"]], dict(about.get("settings", {}))
+        if kind is TiedEmissionPotentials:
+            given["unembedding"] = denoiser.unembedding  # its memory is filled with the weights below
+        potentials = kind(graph, **given)
         coupling = _layer(graph, denoiser.vocab_size, potentials, about)
         weights = load_file(path / "weights.safetensors")
         for name, module in (("denoiser.", denoiser), ("coupling.", coupling)):
@@ -265,7 +278,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def _expect_latent(path: str | os.PathLike[str], coupling: CouplingLayer) -> LatentPotentials:
-    if not isinstance(coupling.potentials, LatentPotentials):
+    if type(coupling.potentials) is not LatentPotentials:
         raise ConfigError(
             f"{path}: expected a coupling with LatentPotentials, found {type(coupling.potentials).__name__}; take it "
             "as it is with load_coupling(path), or give another folder"

@@ -11,7 +11,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 def streams(cell: nbformat.NotebookNode) -> list[str]:
     """What a cell wrote to standard error."""
-    return [o["text"] for o in cell.get("outputs", ()) if o["output_type"] == "stream" and o["name"] == "stderr"]
+    return [
+        o["text"] for o in cell.get("outputs", ()) if o["output_type"] == "stream" and o["name"] == "stderr"
+    ]
 
 
 def shape(notebook: nbformat.NotebookNode) -> list[list[tuple[str, ...]]]:

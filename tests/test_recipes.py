@@ -47,7 +47,7 @@ def test_no_figure_of_a_card_is_typed(name: str) -> None:
         return
     assert card == card_text(MODELS / name), f"run: codd card models/{name}"
     assert 0 < (MODELS / name / "nelbo.png").stat().st_size < 40_000
-    assert all(path.stat().st_size < 15_000 for path in (MODELS / name).glob("results*.json"))
+    assert all(path.stat().st_size < 30_000 for path in (MODELS / name).glob("results*.json"))
 
 
 def test_no_figure_of_the_grid_is_typed() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from codd_ppl.denoisers.protocol import DenoiserOutput
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.typing import Int, Tensor
+from codd_ppl.typing import Float, Int, Tensor
 
 __all__ = ["BidirectionalTransformer", "TransformerConfig"]
 
@@ -183,6 +183,11 @@ class BidirectionalTransformer(nn.Module):
     def from_config(cls, config: TransformerConfig) -> "BidirectionalTransformer":
         """A network of these sizes, with fresh weights."""
         return cls(**vars(config))
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab hidden"]:
+        """The head's vector of each token; shares the head's memory, without gradient."""
+        return self.head.weight.detach()
 
     def forward(self, xt: Int[Tensor, "*batch sites"]) -> DenoiserOutput:
         """Reads partly masked tokens, (*batch, sites).

@@ -6,7 +6,8 @@ b that from the right and u the evidence of a token's values, each site in turn 
 
     c = (f b) P,     w = q / (c u / sum(c u)),     f <- f (w u P^T) T.
 
-Sites and batch elements may have tables P and T of their own, as stacks for the ties.
+Sites and batch elements may have tables P and T of their own, as stacks for the ties. Where T has blocks along its
+diagonal and nothing else (a mixture of models), products with it are products with the blocks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from codd_ppl.inference.tables import Tables
 SMALL = 1 << 16
 """Entries of an emission table up to which the compiled loop is the faster one."""
 
-__all__ = ["HiddenMarkov", "hidden_markov", "linear_form", "scaled", "sweep_path"]
+BLOCKS = 512
+"""States from which on it pays to look for blocks in the transitions (tests/benchmarks/structured_transitions.json)."""
+
+__all__ = [
+    "HiddenMarkov",
+    "blockwise",
+    "diagonal_blocks",
+    "hidden_markov",
+    "linear_form",
+    "scaled",
+    "sweep_path",
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ def sweep_path(
     compiled = (
         compiled
         and isinstance(move, Tensor)
+        and move.dim() == 2
         and isinstance(emit, Tensor)
         and emit.numel() <= SMALL
         and native.usable(states, emit, latent)
@@ -144,7 +157,7 @@ class _Parts:
 
     the evidence of its latent (sites, batch, states), q where possible (sites, batch, vocab), and whether it is masked.
     Tables of their own are a list, from the root on: emissions (batch or 1, states, vocab) each, transitions
-    (batch or 1, states, next state).
+    (batch or 1, states, next state). Transitions with K blocks alone are these, (K, states / K, states / K).
     """
 
     emit: Tensor | list[Tensor]
@@ -174,13 +187,13 @@ class _Parts:
     def along(self, vector: Tensor, edge: int) -> Tensor:
         """A vector over the states at the root's end of an edge times its transition, (batch, states)."""
         if isinstance(self.move, Tensor):
-            return vector @ self.move
+            return vector @ self.move if self.move.dim() == 2 else blockwise(vector, self.move)
         return (vector[:, None] @ self.move[edge])[:, 0]
 
     def against(self, vector: Tensor, edge: int) -> Tensor:
         """The same from the other end."""
         if isinstance(self.move, Tensor):
-            return vector @ self.move.T
+            return vector @ self.move.T if self.move.dim() == 2 else blockwise(vector, self.move.mT)
         return (self.move[edge] @ vector[..., None])[..., 0]
 
 
@@ -197,7 +210,9 @@ def _moves(tables: Tables, model: HiddenMarkov) -> Tensor | list[Tensor]:
     if tables.layout.shared.issuperset(range(run.start, run.stop)):
         table = tables.step(model.transition).log
         if table.shape[0] == 1:
-            return linear_form(table[0, 0].T)
+            move = linear_form(table[0, 0].T)
+            blocks = diagonal_blocks(move) if len(move) >= BLOCKS else None
+            return move if blocks is None else blocks
     logs = [tables.step(s).log[:, 0].transpose(1, 2) for s in range(run.stop - 1, run.start - 1, -1)]
     return [linear_form(log, (1, 2)) for log in logs]
 
@@ -236,6 +251,23 @@ def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Ten
         message.new_empty(max(states, vocab)),
     )  # fmt: skip
     return right, left, result, cavity
+
+
+def diagonal_blocks(table: Tensor) -> Tensor | None:
+    """The equal blocks along the diagonal, (K, n / K, n / K), of a square table that is 0 elsewhere; None if K = 1."""
+    reached = table.detach()[0].nonzero()
+    size = int(reached[-1]) + 1 if len(reached) else len(table)
+    if size == len(table) or len(table) % size:
+        return None
+    cut = table.unflatten(0, (-1, size)).unflatten(-1, (-1, size))
+    filled = (cut.detach() != 0).any(3).any(1).fill_diagonal_(False)
+    return None if bool(filled.any()) else cut.diagonal(dim1=0, dim2=2).movedim(-1, 0).contiguous()
+
+
+def blockwise(vector: Tensor, blocks: Tensor) -> Tensor:
+    """Rows (batch, states) times the table of these blocks."""
+    rows = vector.unflatten(-1, (len(blocks), -1)).transpose(0, 1)
+    return torch.bmm(rows, blocks).transpose(0, 1).flatten(1)
 
 
 def linear_form(log: Tensor, dim: int | tuple[int, int] | None = None) -> Tensor:

@@ -18,6 +18,8 @@ from codd_ppl.potentials.statistics import (
     pointwise_mutual_information,
 )
 from codd_ppl.potentials.table import Potentials, TablePotentials
+from codd_ppl.potentials.tied import TiedEmissionPotentials, TiedStart
+from codd_ppl.potentials.tied_fit import TiedFit, fit_tied
 from codd_ppl.potentials.trace import Trace
 
 __all__ = [
@@ -38,9 +40,13 @@ __all__ = [
     "RandomStart",
     "Start",
     "TablePotentials",
+    "TiedEmissionPotentials",
+    "TiedFit",
+    "TiedStart",
     "aspect_model",
     "Trace",
     "baum_welch",
+    "fit_tied",
     "log_unigram",
     "mutual_information",
     "pairwise_mutual_information",

@@ -54,3 +54,35 @@ def test_candidates():
         counts = sorted(int(name) for name in found if name != "all")
         gaps = [found[name]["total_variation"] for name in (*map(str, counts), "all")]
         assert len(counts) > 1 and gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-3
+
+
+def kept(name: str) -> dict:
+    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    assert all(data[key] for key in ("command", "date", "device", "torch"))
+    assert (FOLDER / f"{name}.py").is_file()
+    return data
+
+
+def test_structured_transitions():
+    """Blocks pay in the sweep over small vocabularies, which is why the library looks for them."""
+    rows = kept("structured_transitions")["models"]
+    small = [row["sweep_ms"] for row in rows if row["vocab"] == 27]
+    assert len(small) == 2 and all(row["4 blocks"] < 0.6 * row["dense"] for row in small)
+
+
+def test_tied_emissions():
+    """More columns lose less, and the network's vectors less than random ones of the same width."""
+    data = kept("tied_emissions")
+    lost = {kind: [r["lost"] for r in data["tied"] if r["vectors"] == kind] for kind in ("network", "random")}
+    for values in lost.values():
+        assert values == sorted(values, reverse=True)
+    assert all(a < b for a, b in zip(lost["network"], lost["random"], strict=True))
+    assert all(row["parameters"] < data["free"]["parameters"] for row in data["tied"])
+
+
+def test_projection_gradients():
+    """The reference has converged, and autograd through the sweeps comes to it."""
+    for found in kept("projection_gradients")["states"].values():
+        assert found["reference_converged"] > 0.999
+        near = [found["methods"][f"unrolled {n}"]["cosine_to_exact"] for n in (1, 2, 20)]
+        assert near == sorted(near) and near[-1] > 0.99

@@ -14,7 +14,15 @@ from codd_ppl import testing
 from codd_ppl.compiler import LoopyBeliefPropagation, compile
 from codd_ppl.errors import ConfigError, IntractableError, PotentialsError
 from codd_ppl.graphs import FactorGraph, topologies
-from codd_ppl.inference import clique_projection, kept, log_partition, marginals, path_tokens, projection
+from codd_ppl.inference import (
+    clique_projection,
+    kept,
+    log_partition,
+    marginals,
+    path_projection,
+    path_tokens,
+    projection,
+)
 from codd_ppl.inference.projection import project, walk
 
 
@@ -469,6 +477,40 @@ def test_emissions_of_their_own_for_every_site(order, batch, monkeypatch):
         return project(compile(this.graph), {**this.prior, key: table}, this.sites, this.log_q, ~this.known)
 
     assert torch.autograd.gradcheck(weights, this.prior[key].clone().requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_blocks_in_the_transitions(size, monkeypatch):
+    """Blocks of a mixture of models: the sweep of the joint's table, and its gradients."""
+    this = case(topologies.hidden_markov(4, 3, 6), known=0.3)
+    block = torch.arange(6) // size
+    own = block[:, None] == block
+    this.prior["transition"] = this.prior["transition"].masked_fill(~own, -math.inf)
+    multiply, used = path_projection.blockwise, list[int]()
+    monkeypatch.setattr(path_projection, "BLOCKS", 2)
+    monkeypatch.setattr(path_projection, "blockwise", lambda v, b: used.append(len(b)) or multiply(v, b))
+    for sweeps in (1, 2):
+        found = this.law(this.projected(sweeps))
+        torch.testing.assert_close(found.exp(), this.fitted(sweeps).exp(), rtol=1e-7, atol=1e-10)
+    assert set(used) == {6 // size}
+
+    def weights(table):
+        prior = {**this.prior, "transition": table.masked_fill(~own, -math.inf)}
+        return project(compile(this.graph), prior, this.sites, this.log_q, ~this.known)
+
+    leaf = torch.randn(6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(weights, leaf, fast_mode=True)
+
+
+def test_tables_without_such_blocks():
+    whole, zero = torch.ones(4, 4), torch.zeros(4, 4)
+    uneven = torch.block_diag(torch.ones(1, 1), torch.ones(3, 3))
+    odd = torch.block_diag(torch.ones(3, 3), torch.ones(1, 1))
+    corner = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
+    assert path_projection.diagonal_blocks(corner) is not None
+    corner[3, 0] = 1e-30
+    for table in (whole, zero, uneven, odd, corner):
+        assert path_projection.diagonal_blocks(table) is None
 
 
 @pytest.mark.parametrize("own", [(), (1,)])
