@@ -368,7 +368,7 @@ def clean(value: object) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--text", default="/work/shared/data/tinyshakespeare.txt.gz")
+    parser.add_argument("--text", required=True)
     parser.add_argument("--states", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the network's training")
     parser.add_argument("--epochs", type=float, default=4.0, help="of the prior's")
