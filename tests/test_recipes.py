@@ -55,18 +55,14 @@ def test_no_figure_of_the_grid_is_typed() -> None:
     assert BEGIN in page and page == grid_text(MODELS), "run: codd card models"
 
 
-TEXT8 = ["text8_network/config", "text8_hmm/config", "text8_hmm/contextual", "text8_256_network/config"]
-TEXT8 += ["text8_256_hmm/config"]
-GSM8K = [
-    "gsm8k_network/config",
-    *(f"gsm8k_families/{p.stem}" for p in (MODELS / "gsm8k_families").glob("*.yaml")),
-]
-GSM8K.sort(key=lambda name: ("network" not in name, "hmm" not in name, name))
-BPE = {
-    size: [f"bpe{size}_network/config", f"bpe{size}_hmm/config", f"bpe{size}_hmm/contextual"]
-    for size in ("4k", "32k")
+CHAINS = {
+    "text8": ["text8/network", "text8/hmm", "text8/contextual", "text8_256/network", "text8_256/hmm"],
+    "gsm8k": [f"gsm8k/{path.stem}" for path in (MODELS / "gsm8k").glob("*.yaml")],
+    "bpe4k": ["bpe4k/network", "bpe4k/hmm", "bpe4k/contextual"],
+    "bpe32k": ["bpe32k/network", "bpe32k/hmm"],
 }
-BPE["32k"].pop()
+"""Recipes that take up what the ones before them left."""
+CHAINS["gsm8k"].sort(key=lambda name: ("network" not in name, "hmm" not in name, name))
 
 
 def run(names: list[str], text: Path, *more: str) -> dict[str, SavedModel]:
@@ -87,19 +83,19 @@ def run(names: list[str], text: Path, *more: str) -> dict[str, SavedModel]:
 
 def test_every_recipe_is_run_by_a_test() -> None:
     there = {str(p.relative_to(MODELS).with_suffix("")) for p in MODELS.glob("*/*.yaml")}
-    assert there == {*TEXT8, *GSM8K, *BPE["4k"], *BPE["32k"]}
+    assert there == {name for names in CHAINS.values() for name in names}
 
 
 def check_text8(found: dict[str, SavedModel]) -> None:
     """The coupling takes up the network that the other recipe left, and stands on its own text."""
-    network, coupled = found["text8_network/config"], found["text8_hmm/config"]
+    network, coupled = found["text8/network"], found["text8/hmm"]
     assert not network.coupling.plan.factors and sum(v.latent for v in coupled.coupling.graph) == 128
     for key, value in network.denoiser.state_dict().items():
         assert value.equal(coupled.denoiser.state_dict()[key]), key
     assert network.tokenizer is not None and network.tokenizer.get_vocab_size() == 27
     assert coupled.coupling.pool is not None
     assert not coupled.coupling.pool.weights.equal(LogarithmicPool().weights)  # it was fitted
-    contextual = found["text8_hmm/contextual"].coupling
+    contextual = found["text8/contextual"].coupling
     assert isinstance(contextual.potentials, ContextualLatentPotentials)
 
 
@@ -108,30 +104,30 @@ def test_the_text8_recipes_run_one_after_the_other(
 ) -> None:
     """But for a prior of fewer states; with all of them in the slow test."""
     monkeypatch.chdir(tmp_path)
-    found = run(TEXT8[:1], text)
-    found |= run(TEXT8[1:2], text, "--model.coupling.init_args.graph.init_args.states", "16")
-    found |= run(TEXT8[2:3], text)
+    found = run(["text8/network"], text)
+    found |= run(["text8/hmm"], text, "--model.coupling.init_args.graph.init_args.states", "16")
+    found |= run(["text8/contextual"], text)
     check_text8(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [TEXT8, GSM8K, BPE["4k"], BPE["32k"]], ids=["text8", "gsm8k", "4k", "32k"])
+@pytest.mark.parametrize("chain", CHAINS)
 def test_recipes_run_one_after_the_other(
-    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With their own sizes, on a text that has as many characters or pieces of words."""
     monkeypatch.chdir(tmp_path)
     draw = random.Random(1)
     letters = "etaoinshrdlucmfwypgbvk"
-    count = {"bpe4k": 4_000, "bpe32k": 40_000}.get(names[0].partition("_")[0], 60)
+    count = {"bpe4k": 4_000, "bpe32k": 40_000}.get(chain, 60)
     words = ["".join(draw.choices(letters, k=draw.randint(3, 7))) for _ in range(count)]
-    if names is GSM8K:  # 116 different characters
+    if chain == "gsm8k":  # 116 different characters
         words += [chr(c) for c in (*range(33, 127), *range(192, 214))]
     documents = [" ".join(draw.sample(words, len(words))) for _ in range(20)]
     rows = [{"text": document, "question": document, "answer": "4"} for document in documents]
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found = run(names, text)
-    if names is TEXT8:
+    found = run(CHAINS[chain], text)
+    if chain == "text8":
         check_text8(found)
-        assert found["text8_256_hmm/config"].coupling.sites == 256
+        assert found["text8_256/hmm"].coupling.sites == 256

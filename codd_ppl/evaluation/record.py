@@ -138,7 +138,8 @@ def _model(
             found["step_time"] = _numbers(median(measured))[0]
         few = [T for T in shared if table.sites >= 8 * T]  # where hardly a step has nothing to reveal
         added = [(table.seconds(name, T) - table.seconds(base, T)) / T for T in few]
-        if base in network_seconds and added and all(map(math.isfinite, added)):
+        added = [seconds for seconds in added if math.isfinite(seconds)]
+        if base in network_seconds and added:
             found["coupling_time"] = _numbers(median(added) / network_seconds[base])[0]
     return {**found, "nelbo": nelbo}
 

@@ -35,13 +35,21 @@ def test_a_card_by_hand(tmp_path: Path, make_record, capsys: pytest.CaptureFixtu
     assert gaps == [f"{g:.2f} [{g:.2f}, {g:.2f}]" for g in (0.83, 0.88, 0.75, 0.60)]
     assert perplexities[0] == f"{2**2.75:.1f}"
     what = "hidden Markov, 128 states, projected (2 sweeps) onto a pool"
-    assert part == [what, "12,345", "2.5 min, 200 steps", "-2.0 [-2.0, -2.0]", "1.50"]
-    assert rows(text)["factorised"][-1] == ["Network, 3 layers", "2,500,000", "", "", "1"]
+    assert part == [what, "12,345", "2.5 min, 200 steps", "-2.0 [-2.0, -2.0]", "1.50", ""]
+    assert rows(text)["factorised"][-1] == ["Network, 3 layers", "2,500,000", "", "", "1", ""]
     assert rows(text)["control: prior alone"][0] == ["3.000 ± 0.000"] * 5
     words = " ".join(text.split())
     assert "4 steps of *coupled* are as good as 11.3 (95 % interval 11.3 to 11.3) of *factorised*." in words
     assert "In the same time *factorised* makes 8.0: 2.750 bits per token against 2.625." in words
     assert 1000 < (folder / "nelbo.png").stat().st_size < 40_000
+
+
+def test_the_part_of_the_coupling(tmp_path: Path, make_record) -> None:
+    """0.5 seconds more a step than the network alone, whose call takes 0.25."""
+    save_record(make_record(network_seconds={"factorised": 0.25}), tmp_path / "results.json")
+    text = card_text(tmp_path)
+    assert rows(text)["coupled"][-1][-2:] == ["1.50", "2.00"]
+    assert "*the coupling's part*: what it adds to a step" in text
 
 
 def test_twice_is_once_and_what_is_written_by_hand_stays(tmp_path: Path, make_record) -> None:
@@ -72,7 +80,7 @@ def test_several_seeds(tmp_path: Path, make_record) -> None:
     assert "codd evaluate 0\ncodd evaluate 1\ncodd evaluate 2\n" in text
     bounds, gaps, part = rows(text)["coupled"]
     assert bounds[0] == "2.850 ± 0.100" and gaps[0] == "0.77 ± 0.07"
-    assert part[-2:] == ["2.0 ± 4.0", "1.50 ± 0.00"]
+    assert part[-3:] == ["2.0 ± 4.0", "1.50 ± 0.00", ""]
     assert "as good as 11.3 / 8.57 / 6.5 of *factorised*" in " ".join(text.split())
     assert rows(grid_text(tmp_path.parent))["heldout.txt"][0][6] == "0.77"
 
