@@ -15,6 +15,7 @@ __all__ = [
     "is_chain",
     "is_directed_forest",
     "is_forest",
+    "token_edges",
     "treewidth_upper_bound",
 ]
 
@@ -99,3 +100,21 @@ def is_directed_forest(graph: FactorGraph) -> bool:
 def treewidth_upper_bound(graph: FactorGraph) -> int:
     """Upper bound on the treewidth of the interaction graph by the min-fill heuristic (exact on forests)."""
     return int(treewidth_min_fill_in(interaction_graph(graph))[0]) if len(graph) else 0
+
+
+def token_edges(graph: FactorGraph, latents: int = 2) -> list[tuple[int, int]]:
+    """Pairs of tokens (places in reading order) that share a factor, or a path through at most that many latents.
+
+    In a hidden Markov graph these are the neighbours in the text, through their two latents.
+    """
+    primal = interaction_graph(graph)
+    place = {name: i for i, name in enumerate(graph.tokens)}
+    found = set()
+    for name, i in place.items():
+        edge, seen = [name], {name}
+        for _ in range(latents + 1):
+            edge = [near for here in edge for near in primal[here] if near not in seen]
+            seen.update(edge)
+            found |= {(min(i, place[near]), max(i, place[near])) for near in edge if near in place}
+            edge = [near for near in edge if near not in place]
+    return sorted(found)
