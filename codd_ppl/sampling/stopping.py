@@ -44,7 +44,7 @@ class StopTokens:
     def end(self, written: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
         """(rows,) int64: tokens up to and with the first stop token; sites + 1 where there is none."""
         found = torch.isin(written, torch.tensor(self.ids, device=written.device))
-        after = torch.ones_like(found[:, :1])  # a stop behind the end, for rows without
+        after = found.new_ones(len(found), 1)  # a stop behind the end, for rows without
         return torch.cat((found, after), 1).long().argmax(1) + 1
 
 

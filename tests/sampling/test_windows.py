@@ -148,6 +148,7 @@ def test_probabilities_of_every_set_sum_to_one(denoiser, name, sites):
 
 
 @pytest.mark.parametrize("name", COUPLINGS)
+@torch.no_grad()
 def test_draws_have_the_law_that_log_prob_says(denoiser, name):
     """One step on sequences of seven, two kinds of rows in one batch; and whole draws of the distribution."""
     coupling = COUPLINGS[name]()
@@ -161,6 +162,7 @@ def test_draws_have_the_law_that_log_prob_says(denoiser, name):
         assert chi_square_p_value(counts(dist.sample((4000,), generator=seeded(2))[:, 0]), law) > 1e-4
 
 
+@torch.no_grad()
 def test_the_law_is_neither_independent_nor_blind_to_the_cover(denoiser):
     """The tests above can fail: independent sites are told apart, and so is the cover of another set."""
     coupling = COUPLINGS["hidden_markov"]()
