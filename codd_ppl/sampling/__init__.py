@@ -7,7 +7,7 @@ from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
 from codd_ppl.sampling.sampler import Generation, Sampler
 from codd_ppl.sampling.scoring import Best, PathScore, best_of, path_nelbo
 from codd_ppl.sampling.step import OnStep, Step
-from codd_ppl.sampling.stopping import NeverStop, StopRule, StopStrings, StopTokens
+from codd_ppl.sampling.stopping import FirstStop, NeverStop, StopRule, StopStrings, StopTokens
 from codd_ppl.sampling.templates import encode_template, parse_template
 from codd_ppl.sampling.texts import TextGeneration, TextSampler
 from codd_ppl.sampling.unmasking import (
@@ -31,6 +31,7 @@ __all__ = [
     "Coupling",
     "Cover",
     "Entropy",
+    "FirstStop",
     "Generation",
     "JointDistribution",
     "WarmCoupling",

@@ -8,7 +8,7 @@ import torch
 from codd_ppl.errors import ConfigError
 from codd_ppl.typing import Int, Tensor
 
-__all__ = ["NeverStop", "StopRule", "StopStrings", "StopTokens"]
+__all__ = ["FirstStop", "NeverStop", "StopRule", "StopStrings", "StopTokens"]
 
 
 @runtime_checkable
@@ -25,6 +25,17 @@ class NeverStop:
     def end(self, written: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
         """sites + 1 for every row."""
         return torch.full(written.shape[:1], written.shape[1] + 1, device=written.device)
+
+
+class FirstStop:
+    """A text ends where the first of several rules ends it; without rules, never."""
+
+    def __init__(self, *rules: StopRule) -> None:
+        self.rules = (NeverStop(), *rules)
+
+    def end(self, written: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
+        """The smallest of the rules' answers."""
+        return torch.stack([rule.end(written) for rule in self.rules]).amin(0)
 
 
 class StopTokens:

@@ -11,6 +11,7 @@ from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import (
     BlockSampler,
+    FirstStop,
     Sampler,
     StopStrings,
     StopTokens,
@@ -276,6 +277,9 @@ def test_stop_strings_are_found_token_by_token():
     stop = StopStrings(["cd", "g"], letters)
     assert stop.end(torch.tensor([[0, 1, 2, 3, 4], [6, 6, 6, 6, 6], [3, 2, 1, 2, 2]])).tolist() == [4, 1, 6]
     assert stop.cut("abcdefg") == "ab" and stop.cut("abd") == "abd"
+    written = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [5, 6, 1, 2, 3]])
+    assert FirstStop(stop, StopTokens(5, 1)).end(written).tolist() == [2, 6, 1]
+    assert FirstStop().end(written).tolist() == [6, 6, 6]
     assert StopTokens(3).end(torch.zeros(2, 0, dtype=torch.int64)).tolist() == [1, 1]
 
 
