@@ -162,7 +162,7 @@ def _add_generate(generate: argparse.ArgumentParser) -> None:
     long.add_argument(
         "--block-length",
         type=int,
-        help="long texts block by block (the default, blocks of half the model's sites)",
+        help="long texts block by block, the default, in blocks of the model's sites",
     )
     long.add_argument("--windows", action="store_true", help="long texts at once, coupled in windows")
     long.add_argument(

@@ -98,8 +98,9 @@ def text_sampler_of(options: argparse.Namespace, sampler: Sampler, stop: StopRul
         return WholeTextSampler(
             sampler, extended if options.extend else WindowedCoupling, guidance=options.cfg_scale, stop=stop
         )
-    length = max(1, sampler.coupling.sites // 2) if options.block_length is None else options.block_length
-    return BlockSampler(sampler, length, options.context, options.lookahead, options.cfg_scale, stop)
+    return BlockSampler(
+        sampler, options.block_length, options.context, options.lookahead, options.cfg_scale, stop
+    )
 
 
 def _write(
