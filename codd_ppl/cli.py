@@ -43,19 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/config.yaml")
 
-    generate = commands.add_parser("generate", help="write text with a model folder")
-    generate.add_argument("model", type=Path)
-    generate.add_argument("--steps", type=int, default=4)
-    generate.add_argument("--samples", type=int, default=4)
-    generate.add_argument("--template", help="text to infill, _ for each character to write")
-    generate.add_argument(
-        "--unmasking",
-        default="random",
-        choices=["random", "random_order", "low_confidence", "margin", "entropy"],
-    )
-    generate.add_argument("--factorised", action="store_true", help="leave the coupling out")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.set_defaults(run=_generate)
+    _add_generate(commands.add_parser("generate", help="write text with a model folder"))
 
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
     evaluate.add_argument("model", type=Path)
@@ -122,6 +110,79 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_generate(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("model", type=Path)
+    what = generate.add_argument_group("what to write (nothing given: texts without a beginning)")
+    what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
+    what.add_argument(
+        "--prompt-file",
+        type=Path,
+        action="append",
+        default=[],
+        help="a prompt on each line; - reads standard input",
+    )
+    what.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text to infill: _ or [MASK] for a token to write, [MASK:12] for twelve, \\_ and \\[ for the characters",
+    )
+    what.add_argument(
+        "--length", type=int, help="tokens to write after the prompt; default: up to the model's sites"
+    )
+    what.add_argument("--samples", type=int, default=4, help="texts for each prompt or template")
+    what.add_argument(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of N texts keep the one of the highest joint probability",
+    )
+    what.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text (\\n: line end); repeatable",
+    )
+    what.add_argument(
+        "--stop-token", type=int, action="append", default=[], metavar="ID", help="end with this token"
+    )
+    how = generate.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=4, help="reverse steps of each block, or of the whole text")
+    how.add_argument(
+        "--unmasking",
+        default="random",
+        choices=["random", "random_order", "low_confidence", "margin", "entropy"],
+    )
+    how.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0: none")
+    how.add_argument("--factorised", action="store_true", help="leave the coupling out")
+    long = how.add_mutually_exclusive_group()
+    long.add_argument(
+        "--block-length",
+        type=int,
+        help="long texts block by block, the default, in blocks of the model's sites",
+    )
+    long.add_argument("--windows", action="store_true", help="long texts at once, coupled in windows")
+    long.add_argument(
+        "--extend", action="store_true", help="long texts at once, the coupling's tied chain made longer"
+    )
+    how.add_argument(
+        "--context", type=int, help="most tokens the network reads before a window; default: all"
+    )
+    how.add_argument(
+        "--lookahead", action="store_true", help="the network also reads what is right of a block"
+    )
+    how.add_argument("--batch-size", type=int, default=64, help="texts that are written together")
+    how.add_argument("--device", default="cpu", help="such as cuda")
+    how.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--jsonl", action="store_true", help="for scripts: a JSON object for each text, one a line"
+    )
+    generate.set_defaults(run=_generate)
+
+
 def _demo(options: argparse.Namespace) -> None:
     from codd_ppl.demo import DemoSettings, run_demo
 
@@ -138,35 +199,9 @@ def _fit(words: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    import torch
+    from codd_ppl.commands.generate import run_generate
 
-    from codd_ppl import CouplingLayer, Sampler, topologies
-    from codd_ppl.errors import DataError, ShapeError
-    from codd_ppl.model_folder import load_model
-
-    saved = load_model(options.model)
-    if saved.tokenizer is None:
-        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
-    sites, mask = saved.coupling.sites, saved.denoiser.mask_token_id
-    template = torch.full((options.samples, sites), mask)
-    if options.template is not None:
-        ids: list[int] = []
-        for i, part in enumerate(options.template.split("_")):
-            ids += [mask] * (i > 0) + saved.tokenizer.encode(part, add_special_tokens=False).ids
-        if len(ids) > sites:
-            raise ShapeError(
-                f"--template has {len(ids)} tokens, expected at most {sites}, the sites of the model; shorten it"
-            )
-        template[:, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-    coupling = saved.coupling
-    if options.factorised:
-        vocab = saved.denoiser.vocab_size
-        coupling = CouplingLayer(topologies.independent(sites, vocab), vocab)
-    sampler = Sampler(saved.denoiser, coupling, options.unmasking, options.steps)
-    found = sampler.generate(template, torch.Generator().manual_seed(options.seed), progress=True)
-    for row in found.tokens.tolist():
-        print(saved.tokenizer.decode(row, skip_special_tokens=False).replace("\n", "⏎"))
-    print(f"{found.nfe} network calls", file=sys.stderr)
+    run_generate(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from rich import print as rich_print
 from tokenizers import Tokenizer
 
 from codd_ppl import __version__
+from codd_ppl.commands.device import named_device
 from codd_ppl.errors import ConfigError, DataError, ShapeError
 from codd_ppl.evaluation import (
     MarginalsAlone,
@@ -61,7 +62,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{path} is a folder; give the name of a file to write, e.g. {path}/results.json"
             )
-    device = _device(options.device)
+    device = named_device(options.device)
     saved = _load(options.model, device)
     assert saved.tokenizer is not None
     rows = model_rows(saved, _also(options.also, options.model, saved, device), options.controls)
@@ -201,18 +202,6 @@ def _load(folder: Path, device: torch.device) -> SavedModel:
     if saved.tokenizer is None:
         raise DataError(f"{folder} has no tokenizer.json; save the model with its tokenizer")
     return replace(saved, denoiser=saved.denoiser.to(device), coupling=saved.coupling.to(device))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {name}: expected a device of this machine, but {said}; try cpu"
-        ) from error
-    return device
 
 
 def _read(options: argparse.Namespace, tokenizer: Tokenizer, sites: int) -> _Text:

@@ -14,6 +14,7 @@ from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
+from codd_ppl.sampling.step import OnStep, Step
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
@@ -93,6 +94,7 @@ class Sampler:
         template: Int[Tensor, "*batch sites"],
         generator: torch.Generator | None = None,
         progress: bool = False,
+        on_step: OnStep | None = None,
     ) -> Generation:
         """Write the masked sites of the template; known tokens stay as they are.
 
@@ -101,6 +103,7 @@ class Sampler:
                 have any number of masked sites, none included. It is moved to the denoiser's device.
             generator: source of all randomness, on the denoiser's device; torch's global one if None.
             progress: show a progress bar on standard error.
+            on_step: called with a :class:`Step` after every reverse step, to stream or to score.
 
         Raises:
             ShapeError: wrong dtype, dimension or length.
@@ -138,10 +141,12 @@ class Sampler:
                     network=prediction.network,
                 )
                 revealed = masked if k == 1 else self._reveal(state)
+                law: JointDistribution | None = None
                 if bool(revealed.any()):
                     dist = prediction.dist
                     if isinstance(dist, SetDistribution):
                         dist = dist.restrict(revealed)
+                    law = dist
                     drawn = dist.sample((), generator=generator)
                     xt = torch.where(revealed, drawn, xt)
                     masked = masked & ~revealed
@@ -149,6 +154,8 @@ class Sampler:
                 last = prediction.made or last if self.warm_start else None
                 nfe += prediction.calls
                 bar.update(task, completed=step + 1)
+                if on_step is not None:
+                    on_step(Step(step, self.steps, xt, revealed, history, law))
         if bool((xt == self.denoiser.mask_token_id).any()):
             raise TokenError(
                 f"tokens: expected none to be the mask token {self.denoiser.mask_token_id}, but the denoiser gives it "

@@ -1,0 +1,150 @@
+"""``codd generate``: texts from prompts and templates, printed, streamed, or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from codd_ppl import CouplingLayer, Sampler, topologies
+from codd_ppl.commands.device import named_device
+from codd_ppl.commands.generate_output import Output, Text, text_output
+from codd_ppl.commands.prompts import Task, read_tasks
+from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.model_folder import SavedModel, load_model
+from codd_ppl.sampling import (
+    BlockSampler,
+    FirstStop,
+    StopRule,
+    StopStrings,
+    StopTokens,
+    TextSampler,
+    WholeTextSampler,
+    WindowedCoupling,
+    best_of,
+    extended,
+)
+
+__all__ = ["run_generate", "sampler_of", "text_sampler_of"]
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """What the command line asks for.
+
+    Raises:
+        CoddError: settings out of range or against each other, a folder or file that isn't there.
+    """
+    for name in ("samples", "best_of", "batch_size", "length"):
+        value = getattr(options, name)
+        if value is not None and value < (0 if name == "length" else 1):
+            raise ConfigError(f"--{name.replace('_', '-')}: expected a positive number, found {value}")
+    device = named_device(options.device)
+    saved = load_model(options.model)
+    if saved.tokenizer is None:
+        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
+    saved.denoiser.to(device)
+    saved.coupling.to(device)
+    tasks = read_tasks(options, saved)
+    strings = _stop_strings(options, saved.tokenizer)
+    rules: list[StopRule] = [*strings]
+    if options.stop_token:
+        vocab = saved.denoiser.vocab_size
+        if not all(0 <= token < vocab for token in options.stop_token):
+            raise ConfigError(f"--stop-token: expected ids from 0 to {vocab - 1}, found {options.stop_token}")
+        rules.append(StopTokens(*options.stop_token))
+    sampler = text_sampler_of(options, sampler_of(options, saved), FirstStop(*rules))
+    generator = torch.Generator(device).manual_seed(options.seed)
+    output = text_output(options.jsonl, saved.tokenizer, saved.denoiser.mask_token_id, len(tasks))
+    try:
+        with output:
+            each = max(1, options.batch_size // options.best_of)
+            for start in range(0, len(tasks), each):  # the first texts of a long list come early
+                batch = tasks[start : start + each]
+                _write(batch, sampler, options.best_of, generator, output, saved.tokenizer, strings)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:
+    """The sampler of one block; what is new in :class:`Sampler` gets its option here."""
+    coupling = saved.coupling
+    if options.factorised:
+        vocab = saved.denoiser.vocab_size
+        coupling = CouplingLayer(topologies.independent(coupling.sites, vocab), vocab)
+    settings: dict[str, Any] = {"unmasking": options.unmasking, "steps": options.steps}
+    return Sampler(saved.denoiser, coupling, **settings)
+
+
+def text_sampler_of(options: argparse.Namespace, sampler: Sampler, stop: StopRule) -> TextSampler:
+    """How texts longer than the graph are written: in blocks, or whole, in windows or on a longer graph.
+
+    Raises:
+        ConfigError: options about blocks for whole texts, or values out of range.
+    """
+    if options.windows or options.extend:
+        if options.context is not None or options.lookahead:
+            raise ConfigError(
+                "--context and --lookahead are about blocks; leave them out, or leave out --windows and --extend, "
+                "with which the network reads the whole text"
+            )
+        return WholeTextSampler(
+            sampler, extended if options.extend else WindowedCoupling, guidance=options.cfg_scale, stop=stop
+        )
+    return BlockSampler(
+        sampler, options.block_length, options.context, options.lookahead, options.cfg_scale, stop
+    )
+
+
+def _write(
+    batch: Sequence[Task],
+    sampler: TextSampler,
+    count: int,
+    generator: torch.Generator,
+    output: Output,
+    tokenizer: Tokenizer,
+    strings: Sequence[StopStrings],
+) -> None:
+    """Write one batch and hand its texts to the output."""
+    templates = [task.template for task in batch]
+    output.begin([template for template in templates for _ in range(count)])
+    began = time.perf_counter()
+    scores: list[float | None] = [None] * len(batch)
+    if count > 1:
+        best = best_of(sampler, templates, count, generator, output.step)
+        found, scores = best.generation, best.log_prob.tolist()
+    else:
+        found = sampler.generate(templates, generator, output.step)
+    seconds = time.perf_counter() - began
+    texts = []
+    for task, tokens, length, nfe, score in zip(
+        batch, found.tokens, found.lengths.tolist(), found.nfe.tolist(), scores, strict=True
+    ):
+        ids = tokens[:length].tolist()
+        text = _decoded(ids, task.given, tokenizer, strings)
+        texts.append(Text(task.prompt, task.sample, text, ids, nfe, seconds, len(batch), score))
+    output.end(texts, found.calls)
+
+
+def _decoded(ids: list[int], given: int, tokenizer: Tokenizer, strings: Sequence[StopStrings]) -> str:
+    """The text up to a stop string, which counts in what was written only."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    before = tokenizer.decode(ids[:given], skip_special_tokens=False)
+    start = len(before) if text.startswith(before) else 0
+    for stop in strings:
+        text = text[:start] + stop.cut(text[start:])
+    return text
+
+
+def _stop_strings(options: argparse.Namespace, tokenizer: Tokenizer) -> list[StopStrings]:
+    if not options.stop:
+        return []
+    strings = [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in options.stop]
+    return [StopStrings(strings, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))]
