@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("codd-demo"), help="folder to write to")
     demo.set_defaults(run=_demo)
 
-    commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/config.yaml")
+    commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/RECIPE.yaml")
 
     _add_generate(commands.add_parser("generate", help="write text with a model folder"))
 
