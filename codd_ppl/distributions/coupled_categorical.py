@@ -20,7 +20,7 @@ from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.leaves import Leaves, absorb
 from codd_ppl.inference.projection import broadcasts
 from codd_ppl.inference.sharpened import sample_sharpened
-from codd_ppl.inference.site_by_site import draw_along_path, draw_one_by_one
+from codd_ppl.inference.site_by_site import Turns, draw_along_path, draw_one_by_one
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
@@ -284,7 +284,7 @@ class CoupledCategorical(TorchDistribution):
 
     def sample_in_turns(
         self,
-        turns: Int[Tensor, "*batch sites"],
+        turns: Turns,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "*batch sites"]:
@@ -294,7 +294,8 @@ class CoupledCategorical(TorchDistribution):
 
         Args:
             turns: sites with turn 0 come first, in reading order, then those with turn 1, against it, then turn 2, in
-                reading order, and so on. Sites with a negative turn, and known ones, aren't drawn.
+                reading order, and so on. Sites with a negative turn, and known ones, aren't drawn. Or a callable that
+                reads the turns off the marginals, (*batch, sites, vocab) at masked sites -> (*batch, sites) integers.
             temperature: of every site.
             generator: torch's global one by default.
 
@@ -308,18 +309,23 @@ class CoupledCategorical(TorchDistribution):
         """
         if not 0 < temperature < torch.inf:
             raise ConfigError(f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode")
-        if turns.shape != self.known.shape or turns.is_floating_point():
+        if isinstance(turns, Tensor) and (turns.shape != self.known.shape or turns.is_floating_point()):
             raise ShapeError(
                 f"turns: expected integers of shape {tuple(self.known.shape)}, found {turns.dtype} {tuple(turns.shape)}"
             )
-        self._require_feasible()
-        turns = turns.masked_fill(self.known, -1)
-        uniform = torch.rand(turns.shape, generator=generator, dtype=torch.float64, device=turns.device)
+        shape, device = self.known.shape, self._evidence.device
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+        if "marginals" in self.__dict__ and not isinstance(turns, Tensor):
+            turns = turns(self.marginals)
         with torch.no_grad():
-            found = draw_along_path(
-                self.plan, self.log_potentials, self.sites, self.tokens, turns, uniform, temperature
-            )
-            return draw_one_by_one(self, turns, uniform, temperature) if found is None else found
+            if self._leaves is not None:
+                found = draw_along_path(
+                    self.plan, self._potentials, self._leaves, turns, uniform, temperature
+                )
+                if found is not None:
+                    return found
+            self._require_feasible()
+            return draw_one_by_one(self, turns, uniform, temperature)
 
     def k_best(self, k: int) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k sites"]]:
         """Log-probabilities (descending) and tokens of the k most probable assignments of tokens and latents.

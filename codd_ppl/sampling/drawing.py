@@ -106,7 +106,7 @@ class AnyOrder:
 
     temperature: float = 1.0
     order: str | Confidence = "low_confidence"
-    turns: int | None = 2
+    turns: int | None = 4
     _confidence: Confidence = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -132,10 +132,14 @@ class AnyOrder:
         """The revealed sites one by one; the others stay summed out."""
         if not isinstance(dist, OrderedDistribution):
             raise _lacks(self, dist, "sample_in_turns(turns, temperature, generator)")
-        rank = ranks(self._confidence.confidence(dist.marginals), revealed)
-        if self.turns is not None:
-            rank = rank * self.turns // revealed.sum(-1, keepdim=True).clamp_min(1)
-        return dist.sample_in_turns(rank.where(revealed, -1), self.temperature, generator=generator)
+
+        def turns(marginals: Tensor) -> Tensor:
+            rank = ranks(self._confidence.confidence(marginals), revealed)
+            if self.turns is not None:
+                rank = rank * self.turns // revealed.sum(-1, keepdim=True).clamp_min(1)
+            return rank.where(revealed, -1)
+
+        return dist.sample_in_turns(turns, self.temperature, generator=generator)
 
 
 @dataclass(frozen=True)

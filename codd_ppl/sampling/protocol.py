@@ -4,6 +4,7 @@
 draw (:mod:`codd_ppl.sampling.drawing`) ask for one method more; each has its protocol here.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -54,17 +55,16 @@ class LatentDistribution(Protocol):
 class OrderedDistribution(Protocol):
     """A law that can draw one site after the other, each given those before it."""
 
-    @property
-    def marginals(self) -> Float[Tensor, "batch sites vocab"]:
-        """Single-site probabilities, which the order is read from."""
-
     def sample_in_turns(
         self,
-        turns: Int[Tensor, "batch sites"],
+        turns: Int[Tensor, "batch sites"] | Callable[[Tensor], Tensor],
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "batch sites"]:
-        """Sites with turn 0 first, then those with turn 1 and so on; negative: not at all."""
+        """Sites with turn 0 first, then those with turn 1 and so on; negative: not at all.
+
+        ``turns`` may be a callable that reads them off the marginals.
+        """
 
 
 @runtime_checkable
