@@ -16,7 +16,7 @@ full queries.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ BELOW_ONE = 1 - 2**-50
 """Uniform numbers are multiplied by it, so that their product with a sum stays below the sum."""
 
 
+@runtime_checkable
 class Conditioned(Protocol):
     """What a draw by full queries asks of a law."""
 
