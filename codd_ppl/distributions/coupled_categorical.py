@@ -275,7 +275,9 @@ class CoupledCategorical(TorchDistribution):
             InfeasibleError: the known tokens are impossible.
         """
         if not 0 < temperature < torch.inf:
-            raise ConfigError(f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode")
+            raise ConfigError(
+                f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode"
+            )
         self._require_feasible()
         if self._leaves is not None:
             return self._leaves.sample_sharpened(temperature, generator)
@@ -308,7 +310,9 @@ class CoupledCategorical(TorchDistribution):
             InfeasibleError: the known tokens are impossible.
         """
         if not 0 < temperature < torch.inf:
-            raise ConfigError(f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode")
+            raise ConfigError(
+                f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode"
+            )
         if isinstance(turns, Tensor) and (turns.shape != self.known.shape or turns.is_floating_point()):
             raise ShapeError(
                 f"turns: expected integers of shape {tuple(self.known.shape)}, found {turns.dtype} {tuple(turns.shape)}"

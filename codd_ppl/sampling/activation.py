@@ -86,7 +86,9 @@ class RowwiseLaw:
         on: (batch,) bool, the rows under ``coupled``.
     """
 
-    def __init__(self, coupled: JointDistribution, alone: JointDistribution, on: Bool[Tensor, " batch"]) -> None:
+    def __init__(
+        self, coupled: JointDistribution, alone: JointDistribution, on: Bool[Tensor, " batch"]
+    ) -> None:
         self.coupled, self.alone, self.on = coupled, alone, on
 
     def _each(self, query: Callable[[Any], Tensor], behind: int) -> Tensor:
@@ -100,7 +102,10 @@ class RowwiseLaw:
         return self._each(lambda law: law.marginals, 2)
 
     def log_prob(
-        self, value: Int[Tensor, "*draws batch sites"], /, sites: Bool[Tensor, "*draws batch sites"] | None = None
+        self,
+        value: Int[Tensor, "*draws batch sites"],
+        /,
+        sites: Bool[Tensor, "*draws batch sites"] | None = None,
     ) -> Float[Tensor, "*draws batch"]:
         """As each row's law."""
         return self._each(lambda law: law.log_prob(value, sites=sites), 0)
@@ -140,4 +145,6 @@ class RowwiseLaw:
     def restrict(self, sites: Bool[Tensor, "batch sites"]) -> "RowwiseLaw":
         """The law of a set of sites, where the coupled one has a law for each set."""
         law = self.coupled
-        return RowwiseLaw(law.restrict(sites) if isinstance(law, SetDistribution) else law, self.alone, self.on)
+        return RowwiseLaw(
+            law.restrict(sites) if isinstance(law, SetDistribution) else law, self.alone, self.on
+        )

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from codd_ppl.errors import ConfigError
+from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.protocol import (
     JointDistribution,
     LatentDistribution,
@@ -19,7 +20,7 @@ from codd_ppl.sampling.protocol import (
     OrderedDistribution,
     RankedDistribution,
 )
-from codd_ppl.sampling.unmasking import Confidence, ranks, unmasking_policy
+from codd_ppl.sampling.unmasking import Confidence, ranks
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = ["AnyOrder", "Draw", "Joint", "KBest", "Latent", "Mode", "drawing_method", "k_best"]
@@ -94,7 +95,7 @@ class AnyOrder:
 
     Args:
         temperature: tau of every site.
-        order: ``"low_confidence"``, ``"margin"``, ``"entropy"``, or an object with ``confidence(marginals)``.
+        order: ``"low_confidence"``, ``"margin"``, ``"entropy"``, or a :class:`Confidence`.
         turns: sites are cut by their rank into so many turns of equal size, first the most reliable ones; within a turn
             they are drawn along the text, forth and back in turn. Along a path the whole then costs about as much as
             ``turns`` sweeps, where the strict order costs one for every three sites or so. None: the strict order.
@@ -116,10 +117,10 @@ class AnyOrder:
         ):
             raise ConfigError(f"turns: expected an integer of at least 1 or None, found {self.turns!r}")
         policy = unmasking_policy(self.order)
-        if not hasattr(policy, "confidence"):
+        if not isinstance(policy, Confidence):
             raise ConfigError(
-                f"order: expected low_confidence, margin, entropy or an object with confidence(marginals), found "
-                f"{self.order!r}; the order of the sites is read off their marginals"
+                f"order: expected low_confidence, margin, entropy or a Confidence, found {self.order!r}; "
+                f"the order of the sites is read off their marginals"
             )
         object.__setattr__(self, "_confidence", policy)
 

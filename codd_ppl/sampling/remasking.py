@@ -128,9 +128,10 @@ class Confident:
 
         sigma_i = sigma n softmax_i(-psi_i),      psi_i the marginal probability of token i when it was drawn,
 
-    over the n written sites of a row, capped at 1, with sigma = min(eta, sigma_max). The paper has sigma softmax_i(-psi),
-    a single token's worth a step; with the factor n as many tokens are masked again as with :class:`Cap`, and r makes up
-    for them in the same way. As the choice looks at the values, a perfect joint is not kept exactly.
+    over the n written sites of a row, capped at 1, with sigma = min(eta, sigma_max). The paper has sigma times the
+    softmax alone, a single token's worth a step; with the factor n as many tokens are masked again as with
+    :class:`Cap`, and r makes up for them in the same way. As the choice looks at the values, a perfect joint is not
+    kept exactly.
 
     Raises:
         ConfigError: eta outside of [0, 1].
@@ -156,7 +157,9 @@ class Confident:
     def remask(self, state: RemaskState) -> Bool[Tensor, "batch sites"]:
         """Independent coins with chances sigma_i."""
         chances = self._chances(state)
-        coin = torch.rand(chances.shape, generator=state.generator, device=chances.device, dtype=chances.dtype)
+        coin = torch.rand(
+            chances.shape, generator=state.generator, device=chances.device, dtype=chances.dtype
+        )
         return state.written & (coin < chances)
 
     def rate(self, state: RemaskState) -> Float[Tensor, " batch"]:

@@ -16,10 +16,11 @@ from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling.activation import ActivatedCoupling
 from codd_ppl.sampling.drawing import Draw, drawing_method
 from codd_ppl.sampling.logits import LogitsTransform, chain_of
+from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.prediction import Prediction
 from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
-from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.sampling.remasking import Remasking, RemaskState, remasking_strategy
+from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = ["Generation", "Sampler", "evaluation_mode", "device_of"]
@@ -34,8 +35,8 @@ class Generation:
         nfe: number of network calls that it took; a call serves the whole batch.
         history: int64 of the shape of ``tokens``, the step (0 .. steps - 1, in the order of generation) in
             which a site was revealed, the last one where it was masked again; -1 where the template gave the token.
-        confidence: float of the shape of ``tokens``, the coupled marginal probability p_i(x_i | xt) of each token in the
-            step that drew it, 1 where the template gave it; None unless ``generate(record=True)``.
+        confidence: float of the shape of ``tokens``, the coupled marginal probability p_i(x_i | xt) of each token in
+            the step that drew it, 1 where the template gave it; None unless ``generate(record=True)``.
     """
 
     tokens: Int[Tensor, "*batch sites"]

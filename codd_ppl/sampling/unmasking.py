@@ -31,7 +31,6 @@ __all__ = [
     "coupled_marginals",
     "network_marginals",
     "ranks",
-    "unmasking_policy",
 ]
 
 
@@ -206,36 +205,6 @@ class Entropy(Confidence):
     def confidence(marginals: Float[Tensor, "batch sites vocab"]) -> Float[Tensor, "batch sites"]:
         """-H(p_i), nats."""
         return -torch.special.entr(marginals).sum(-1)
-
-
-def unmasking_policy(name_or_policy: str | UnmaskingPolicy) -> UnmaskingPolicy:
-    """The policy of that name, with its defaults; a policy object is handed back as it is.
-
-    Names: ``random``, ``random_order``, ``low_confidence``, ``margin``, ``entropy``.
-
-    Raises:
-        ConfigError: unknown name, or an object without a ``reveal`` method.
-    """
-    named: dict[str, Callable[[], UnmaskingPolicy]] = {
-        "random": RandomUnmasking,
-        "random_order": RandomOrder,
-        "low_confidence": LowConfidence,
-        "margin": Margin,
-        "entropy": Entropy,
-    }
-    if isinstance(name_or_policy, str):
-        if name_or_policy not in named:
-            raise ConfigError(
-                f"unmasking: expected one of {', '.join(named)} or a policy object, found {name_or_policy!r}; "
-                "pass one of these names, or an object with a method reveal(state) -> bool (batch, sites)"
-            )
-        return named[name_or_policy]()
-    if isinstance(name_or_policy, type) or not isinstance(name_or_policy, UnmaskingPolicy):
-        raise ConfigError(
-            f"unmasking: expected a name or an object with a method reveal(state), found {name_or_policy!r}; "
-            "pass one of " + ", ".join(named) + ", or an instance of a class that has that method"
-        )
-    return name_or_policy
 
 
 def ranks(
