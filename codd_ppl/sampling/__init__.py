@@ -2,6 +2,7 @@
 
 from codd_ppl.sampling.activation import ActivatedCoupling
 from codd_ppl.sampling.adaptive import ConfidenceThreshold, EntropyBound, JointConfidence, JointEntropy
+from codd_ppl.sampling.arguments import sampler_arguments
 from codd_ppl.sampling.drawing import AnyOrder, Draw, Joint, KBest, Latent, Mode, drawing_method, k_best
 from codd_ppl.sampling.logits import Temperature, TopK, TopP
 from codd_ppl.sampling.policies import unmasking_policy
@@ -71,5 +72,6 @@ __all__ = [
     "k_best",
     "network_marginals",
     "remasking_strategy",
+    "sampler_arguments",
     "unmasking_policy",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
 from codd_ppl.sampling.activation import ActivatedCoupling
+from codd_ppl.sampling.arguments import sampler_arguments
 from codd_ppl.sampling.drawing import Draw, drawing_method
 from codd_ppl.sampling.logits import LogitsTransform, chain_of
 from codd_ppl.sampling.policies import unmasking_policy
@@ -114,6 +116,19 @@ class Sampler:
         self.remasking = None if remasking is None else remasking_strategy(remasking)
         self.steps = steps
         self.schedule: Schedule = LinearSchedule() if schedule is None else schedule
+
+    @classmethod
+    def from_arguments(cls, denoiser: Denoiser, coupling: Coupling, **arguments: Any) -> Self:
+        """A sampler from what users of LLaDA, Dream or diffusers type.
+
+            Sampler.from_arguments(denoiser, coupling, steps=16, alg="entropy", temperature=0.7, top_p=0.95)
+
+        The table of names is in :mod:`codd_ppl.sampling.arguments`; the sampler's own are fine too.
+
+        Raises:
+            ConfigError: a name that means something else here (the message says what to do), or an unknown one.
+        """
+        return cls(denoiser, coupling, **sampler_arguments(**arguments))
 
     @torch.no_grad()
     def generate(
