@@ -105,7 +105,7 @@ class RowwiseLaw:
         self,
         value: Int[Tensor, "*draws batch sites"],
         /,
-        sites: Bool[Tensor, "*draws batch sites"] | None = None,
+        sites: Bool[Tensor, "*sets batch sites"] | None = None,
     ) -> Float[Tensor, "*draws batch"]:
         """As each row's law."""
         return self._each(lambda law: law.log_prob(value, sites=sites), 0)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -118,7 +118,7 @@ class Sampler:
         self.schedule: Schedule = LinearSchedule() if schedule is None else schedule
 
     @classmethod
-    def from_arguments(cls, denoiser: Denoiser, coupling: Coupling, **arguments: Any) -> Self:
+    def from_arguments(cls, denoiser: Denoiser, coupling: Coupling, **arguments: Any) -> "Sampler":
         """A sampler from what users of LLaDA, Dream or diffusers type.
 
             Sampler.from_arguments(denoiser, coupling, steps=16, alg="entropy", temperature=0.7, top_p=0.95)
