@@ -92,8 +92,11 @@ class _Uniform:
         return reveal(state.written, self.sigma(state), generator=state.generator)
 
     def rate(self, state: RemaskState) -> float:
-        """r as above."""
-        return _rate(state, self.sigma(state))
+        """r as above, with sigma."""
+        if state.alpha_t >= 1:
+            return 1.0
+        rate = (state.alpha_s - (1 - self.sigma(state)) * state.alpha_t) / (1 - state.alpha_t)
+        return min(1.0, max(0.0, rate))
 
 
 @dataclass(frozen=True)
@@ -123,57 +126,33 @@ class Rescale(_Uniform):
 
 
 @dataclass(frozen=True)
-class Confident:
+class Confident(Cap):
     """Doubtful tokens rather than sure ones: the paper's ReMDM-conf.
 
         sigma_i = sigma n softmax_i(-psi_i),      psi_i the marginal probability of token i when it was drawn,
 
-    over the n written sites of a row, capped at 1, with sigma = min(eta, sigma_max). The paper has sigma times the
-    softmax alone, a single token's worth a step; with the factor n as many tokens are masked again as with
-    :class:`Cap`, and r makes up for them in the same way. As the choice looks at the values, a perfect joint is not
-    kept exactly.
+    over the n written sites of a row, with sigma = min(eta, sigma_max). The paper has sigma times the softmax alone, a
+    single token's worth a step. With the factor n as many tokens are masked again as with :class:`Cap`, and r makes up
+    for them (exactly while no sigma_i is beyond 1, where it is cut; sigma < 0.36 is enough). As the choice looks at the
+    values, a perfect joint is not kept exactly.
 
     Raises:
         ConfigError: eta outside of [0, 1].
     """
-
-    eta: float = 0.04
-
-    def __post_init__(self) -> None:
-        Cap(self.eta)
 
     @property
     def needs_confidence(self) -> bool:
         """Yes."""
         return True
 
-    def _chances(self, state: RemaskState) -> Float[Tensor, "batch sites"]:
-        assert state.confidence is not None
-        doubt = (-state.confidence).masked_fill(~state.written, -torch.inf)
-        weight = doubt.softmax(-1).masked_fill(~state.written, 0.0)
-        sigma = min(self.eta, state.sigma_max)
-        return (sigma * state.written.sum(-1, keepdim=True) * weight).clamp(0.0, 1.0)
-
     def remask(self, state: RemaskState) -> Bool[Tensor, "batch sites"]:
         """Independent coins with chances sigma_i."""
-        chances = self._chances(state)
-        coin = torch.rand(
-            chances.shape, generator=state.generator, device=chances.device, dtype=chances.dtype
-        )
-        return state.written & (coin < chances)
-
-    def rate(self, state: RemaskState) -> Float[Tensor, " batch"]:
-        """r with the mean of sigma_i over the written sites of each row."""
-        mean = self._chances(state).sum(-1) / state.written.sum(-1).clamp_min(1)
-        if state.alpha_t >= 1:
-            return torch.ones_like(mean)
-        return ((state.alpha_s - (1 - mean) * state.alpha_t) / (1 - state.alpha_t)).clamp(0.0, 1.0)
-
-
-def _rate(state: RemaskState, sigma: float) -> float:
-    if state.alpha_t >= 1:
-        return 1.0
-    return min(1.0, max(0.0, (state.alpha_s - (1 - sigma) * state.alpha_t) / (1 - state.alpha_t)))
+        if state.confidence is None:
+            raise ConfigError("Confident: expected state.confidence; keep needs_confidence True, or use Cap")
+        doubt = (-state.confidence).masked_fill(~state.written, -torch.inf)
+        share = doubt.softmax(-1).masked_fill(~state.written, 0.0) * state.written.sum(-1, keepdim=True)
+        coin = torch.rand(share.shape, generator=state.generator, device=share.device, dtype=share.dtype)
+        return state.written & (coin < self.sigma(state) * share)
 
 
 def remasking_strategy(name_or_strategy: str | Remasking) -> Remasking:
