@@ -24,7 +24,7 @@ from codd_ppl.graphs import FactorGraph
 from codd_ppl.inference.evidence import add_evidence
 from codd_ppl.inference.free_tokens import FreeTokens
 from codd_ppl.inference.queries import log_partition, marginals
-from codd_ppl.inference.sampling import sample
+from codd_ppl.inference.sampling import categorical, sample
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Key, StepTable, Tables
 from codd_ppl.inference.transforms import transforming
@@ -220,6 +220,21 @@ class Leaves:
             rows = self._rows(group, emission, value)
             messages.append(torch.where(chosen[..., _index(group.sites, chosen), None], rows, free))
         return log_partition(self.model.core, self._core(messages))
+
+    def sample_sharpened(
+        self, temperature: float, generator: torch.Generator | None
+    ) -> Int[Tensor, "*batch sites"]:
+        """Latents from their law, then each free token from its conditional law to the power 1 / temperature."""
+        with torch.no_grad():
+            drawn = sample(self.model.core, self._core(self.messages), (), generator)
+            result = self.tokens.clone()
+            for group, emission in zip(self.model.groups, self.emissions, strict=True):
+                places = _index(group.sites, result)
+                states = torch.stack([drawn[z] for z in group.latents], -1)
+                log = emission.rows(states.reshape(-1, len(group.sites))).reshape(*states.shape, -1)
+                values = categorical((log + self.log_evidence[..., places, :]) / temperature, generator)
+                result[..., places] = torch.where(self.known[..., places], result[..., places], values)
+        return result
 
     def sample(
         self, sample_shape: Sequence[int], generator: torch.Generator | None

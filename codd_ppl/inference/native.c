@@ -25,8 +25,10 @@ typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL)), ma
 #undef ROUNDER
 #undef LN2_HIGH
 #undef LN2_LOW
+#undef LOGARITHM
 #if WIDE
 typedef int64_t NAME(bits) __attribute__((vector_size(64)));
+#define LOGARITHM __builtin_log
 #define MANTISSA 52
 #define BIAS 1023
 #define LOWEST -708.0
@@ -35,6 +37,7 @@ typedef int64_t NAME(bits) __attribute__((vector_size(64)));
 #define LN2_LOW 1.90821492927058770002e-10
 #else
 typedef int32_t NAME(bits) __attribute__((vector_size(64)));
+#define LOGARITHM __builtin_logf
 #define MANTISSA 23
 #define BIAS 127
 #define LOWEST -87.0f
@@ -541,6 +544,72 @@ void NAME(sweep)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL 
             }
         }
     }
+}
+
+/* Tokens of a hidden Markov model of h states and v tokens, drawn one after the other (see site_by_site.py): a cursor goes
+ * from site `at` to each visit's site in turn, and there draws for the batch elements row[start[k]] .. row[start[k + 1]].
+ *
+ * emit (v, h), turned (h, v), ahead and behind (h, h) in linear space; evidence (batch, sites, v) in log space; latent,
+ * said, left and right (sites, batch, h); uniform and values (sites, batch), uniform in [0, 1).
+ *
+ * Returns the smallest of the totals that a draw or a move rests on, -1 where one vanished. room: (batch + 1) * h + 2 * v
+ * numbers. */
+double NAME(turns)(int64_t count, const int64_t *site, const int64_t *start, const int64_t *row, int64_t at, int64_t sites,
+                   int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *turned, const REAL *ahead,
+                   const REAL *behind, const REAL *latent, const REAL *evidence, const double *temperature,
+                   const double *uniform, REAL *said, REAL *left, REAL *right, int64_t *values, REAL *room) {
+    const int64_t width = batch * h;
+    REAL *belief = room + width, *weight = belief + h, *own = weight + v;
+    double least = 1;
+    for (int64_t k = 0; k < count; k++) {
+        while (at != site[k]) {
+            const int64_t next = at < site[k] ? at + 1 : at - 1;
+            REAL *message = next > at ? left : right;
+            for (int64_t b = 0; b < batch; b++) {
+                const REAL *x = message + at * width + b * h, *y = said + at * width + b * h;
+                REAL *out = room + b * h;
+#pragma omp simd
+                for (int64_t i = 0; i < h; i++) out[i] = x[i] * y[i];
+                const REAL top = NAME(largest)(out, h);
+                if (!(top > 0)) return -1;
+                least = top < least ? top : least;
+                NAME(divide)(out, top, h);
+            }
+            NAME(rows)(room, next > at ? ahead : behind, message + next * width, batch, h);
+            at = next;
+        }
+        for (int64_t r = start[k]; r < start[k + 1]; r++) {
+            const int64_t b = row[r], here = at * width + b * h;
+            for (int64_t i = 0; i < h; i++) belief[i] = left[here + i] * right[here + i] * latent[here + i];
+            NAME(row)(belief, turned, weight, h, v);
+            NAME(exponentials)(evidence + (b * sites + at) * v, own, v);
+            for (int64_t x = 0; x < v; x++) weight[x] *= own[x];
+            const REAL top = NAME(largest)(weight, v);
+            if (!(top > 0)) return -1;
+            least = top < least ? top : least;
+            double total = 0;
+            if (*temperature != 1) {
+                const REAL factor = 1 / *temperature;
+                for (int64_t x = 0; x < v; x++) {
+                    if (*temperature > 1 && own[x] > 0 && weight[x] < least) least = weight[x];
+                    weight[x] = weight[x] > 0 ? LOGARITHM(weight[x] / top) * factor : 2 * (REAL)LOWEST;
+                }
+                NAME(exponentiate)(weight, v);
+            }
+            for (int64_t x = 0; x < v; x++) total += weight[x];
+            const double target = uniform[at * batch + b] * total;
+            int64_t value = 0;
+            double before = 0;
+            for (int64_t x = 0; x < v; x++) {
+                if (weight[x] == 0) continue;
+                value = x, before += weight[x];
+                if (before > target) break;
+            }
+            values[at * batch + b] = value;
+            for (int64_t i = 0; i < h; i++) said[here + i] = emit[value * h + i] * latent[here + i];
+        }
+    }
+    return least;
 }
 
 #undef VEC

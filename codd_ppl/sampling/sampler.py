@@ -1,22 +1,30 @@
-"""The few-step sampler: one network call and one exact joint draw per reverse step."""
+"""The few-step sampler: one network call and one joint draw per reverse step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
+from codd_ppl.sampling.activation import ActivatedCoupling
+from codd_ppl.sampling.arguments import sampler_arguments
+from codd_ppl.sampling.drawing import Draw, drawing_method
+from codd_ppl.sampling.logits import LogitsTransform, chain_of
+from codd_ppl.sampling.policies import unmasking_policy
+from codd_ppl.sampling.prediction import Prediction
 from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
+from codd_ppl.sampling.remasking import Remasking, RemaskState, remasking_strategy
 from codd_ppl.sampling.step import OnStep, Step
-from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
-from codd_ppl.typing import Bool, Int, Tensor
+from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy
+from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = ["Generation", "Sampler", "evaluation_mode", "device_of"]
 
@@ -29,34 +37,49 @@ class Generation:
         tokens: (batch, sites) int64, the template with every masked site written ((sites,) for such a template).
         nfe: number of network calls that it took; a call serves the whole batch.
         history: int64 of the shape of ``tokens``, the step (0 .. steps - 1, in the order of generation) in
-            which a site was revealed; -1 where the template gave the token.
+            which a site was revealed, the last one where it was masked again; -1 where the template gave the token.
+        confidence: float of the shape of ``tokens``, the coupled marginal probability p_i(x_i | xt) of each token in
+            the step that drew it, 1 where the template gave it; None unless ``generate(record=True)``.
     """
 
     tokens: Int[Tensor, "*batch sites"]
     nfe: int
     history: Int[Tensor, "*batch sites"]
+    confidence: Float[Tensor, "*batch sites"] | None = None
 
 
 class Sampler:
-    """Generate by T reverse steps, each an exact joint draw of the sites that it reveals.
+    """Generate by T reverse steps, each a joint draw of the sites that it reveals.
 
     Step k = T, ..., 1 runs the network once on the partly masked xt, couples its logits, draws *all* masked
     sites jointly and keeps the revealed set S, which is an exact sample of p(x_S | xt). With
-    ``unmasking="random"`` the tokens have the law whose negative log-likelihood NELBO_T bounds (DESIGN 3).
+    ``unmasking="random"`` the tokens have the law whose negative log-likelihood NELBO_T bounds (DESIGN 3). A step that
+    reveals nothing calls no network, and generation ends when nothing is masked.
 
     Args:
         denoiser: the network; called as ``denoiser(xt)``, (batch, sites) int64 -> ``DenoiserOutput``.
         coupling: ``CouplingLayer`` for the same vocabulary; ``topologies.independent`` gives the factorised sampler.
-        unmasking: ``"random"``, ``"random_order"``, ``"low_confidence"``, ``"margin"``, ``"entropy"``, or an object.
-        steps: number T of reverse steps, and the largest number of network calls.
+        unmasking: ``"random"``, ``"random_order"``, ``"low_confidence"``, ``"margin"``, ``"entropy"``; adaptive,
+            so that easy text takes fewer steps: ``"joint_confidence"``, ``"joint_entropy"``, ``"entropy_bound"``; or an
+            object (:mod:`codd_ppl.sampling.unmasking`, :mod:`codd_ppl.sampling.adaptive`).
+        steps: number T of reverse steps, and the largest number of network calls: the last step reveals all that is
+            left. Give an adaptive policy as many as there are sites if it shall never be overruled.
         schedule: noise schedule that spreads the sites over the steps; linear if None.
         warm_start: start the projection of a step from the weights of the last one. Marginals are nearer to the
             network's after as many sweeps. But the law of a step then depends on the path and not on xt alone (unless
             the sweeps go to the fixed point), so that NELBO_T, which evaluation computes from xt, is no longer its
             bound: off by default.
+        drawing: how the revealed tokens are drawn: ``"joint"`` (exact), ``"latent"``, ``"any_order"``, ``"mode"``,
+            ``"k_best"``, or an object such as ``AnyOrder(temperature=0.7)`` (:mod:`codd_ppl.sampling.drawing`).
+        logits: transforms of the network's logits before they are coupled, in order, such as
+            ``[Temperature(0.8), TopK(50), TopP(0.9)]`` (:mod:`codd_ppl.sampling.logits`).
+        active_below: couple a row only while at most this share of its sites is masked, and draw it from the product of
+            the network's marginals before (:class:`codd_ppl.sampling.ActivatedCoupling`); None: always couple.
+        remasking: mask written tokens again, so that they can be corrected: ``"cap"``, ``"rescale"``, ``"confidence"``,
+            or an object (:mod:`codd_ppl.sampling.remasking`); None: what is written stays.
 
     Raises:
-        ConfigError: steps < 1, unknown policy, vocabularies that differ, or ``warm_start`` for a coupling that doesn't
+        ConfigError: steps < 1, unknown names, vocabularies that differ, or ``warm_start`` for a coupling that doesn't
             iterate (see :class:`codd_ppl.sampling.WarmCoupling`).
     """
 
@@ -68,6 +91,10 @@ class Sampler:
         steps: int = 4,
         schedule: Schedule | None = None,
         warm_start: bool = False,
+        drawing: str | Draw = "joint",
+        logits: LogitsTransform | Sequence[LogitsTransform] | None = None,
+        active_below: float | None = None,
+        remasking: str | Remasking | None = None,
     ) -> None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ConfigError(f"steps: expected an integer of at least 1, found {steps!r}; pass e.g. steps=4")
@@ -82,11 +109,27 @@ class Sampler:
                 'CouplingLayer(graph, vocab, combine="projected") on a graph with factors'
             )
         self.denoiser = denoiser
-        self.coupling = coupling
+        self.coupling = coupling if active_below is None else ActivatedCoupling(coupling, active_below)
         self.warm_start = warm_start
         self.unmasking = unmasking_policy(unmasking)
+        self.drawing = drawing_method(drawing)
+        self.logits = chain_of(logits)
+        self.remasking = None if remasking is None else remasking_strategy(remasking)
         self.steps = steps
         self.schedule: Schedule = LinearSchedule() if schedule is None else schedule
+
+    @classmethod
+    def from_arguments(cls, denoiser: Denoiser, coupling: Coupling, **arguments: Any) -> "Sampler":
+        """A sampler from what users of LLaDA, Dream or diffusers type.
+
+            Sampler.from_arguments(denoiser, coupling, steps=16, alg="entropy", temperature=0.7, top_p=0.95)
+
+        The table of names is in :mod:`codd_ppl.sampling.arguments`; the sampler's own are fine too.
+
+        Raises:
+            ConfigError: a name that means something else here (the message says what to do), or an unknown one.
+        """
+        return cls(denoiser, coupling, **sampler_arguments(**arguments))
 
     @torch.no_grad()
     def generate(
@@ -95,6 +138,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         progress: bool = False,
         on_step: OnStep | None = None,
+        record: bool = False,
     ) -> Generation:
         """Write the masked sites of the template; known tokens stay as they are.
 
@@ -104,6 +148,7 @@ class Sampler:
             generator: source of all randomness, on the denoiser's device; torch's global one if None.
             progress: show a progress bar on standard error.
             on_step: called with a :class:`Step` after every reverse step, to stream or to score.
+            record: note the confidence of every token, which asks the coupling for its marginals in every step.
 
         Raises:
             ShapeError: wrong dtype, dimension or length.
@@ -118,9 +163,10 @@ class Sampler:
                 f"build it as torch.Generator(device={device.type!r})"
             )
         xt = torch.atleast_2d(template.to(device))
-        masked = xt == self.denoiser.mask_token_id
+        masked = open_sites = xt == self.denoiser.mask_token_id
         history = torch.where(masked, self.steps, -1)
-        initial = masked.sum(-1)
+        noted = record or (self.remasking is not None and self.remasking.needs_confidence)
+        confidence = torch.ones(xt.shape, device=device) if noted else None
         rates = self.schedule.reveal_rates(self.steps).tolist()
         alphas = self.schedule.grid(self.steps).tolist()
         nfe = 0
@@ -128,17 +174,26 @@ class Sampler:
         with evaluation_mode(self.denoiser, self.coupling), _progress(progress) as bar:
             task = bar.add_task("unmasking", total=self.steps)
             for step in range(self.steps):
+                if self.remasking is None and not bool(masked.any()):
+                    break
                 k = self.steps - step  # the bound counts the same steps down from T to 1
-                prediction = _Prediction(self.denoiser, self.coupling, xt, masked, last)
+                again, rate = torch.zeros_like(masked), rates[k - 1]
+                if self.remasking is not None:
+                    written = open_sites & ~masked
+                    now = RemaskState(open_sites, written, alphas[k], alphas[k - 1], confidence, generator)
+                    again, rate = self.remasking.remask(now), self.remasking.rate(now)
+                prediction = Prediction(self.denoiser, self.coupling, xt, masked, last, self.logits)
+                left = _left(open_sites.sum(-1), alphas[k - 1])
                 state = RevealState(
                     masked=masked,
                     step=step,
                     steps=self.steps,
-                    rate=rates[k - 1],
-                    number=(masked.sum(-1) - _left(initial, alphas[k - 1])).clamp_min(0),
+                    rate=rate,
+                    number=((masked | again).sum(-1) - left).clamp_min(0),
                     generator=generator,
                     coupled=prediction.coupled,
                     network=prediction.network,
+                    joint=prediction.joint,
                 )
                 revealed = masked if k == 1 else self._reveal(state)
                 law: JointDistribution | None = None
@@ -147,10 +202,14 @@ class Sampler:
                     if isinstance(dist, SetDistribution):
                         dist = dist.restrict(revealed)
                     law = dist
-                    drawn = dist.sample((), generator=generator)
+                    drawn = self.drawing.draw(dist, revealed, generator)
                     xt = torch.where(revealed, drawn, xt)
-                    masked = masked & ~revealed
                     history = torch.where(revealed, step, history)
+                    if confidence is not None:
+                        own = prediction.coupled().gather(-1, drawn.clamp_min(0)[..., None])[..., 0]
+                        confidence = torch.where(revealed, own.to(confidence.dtype), confidence)
+                masked = (masked & ~revealed) | again
+                xt = torch.where(again, self.denoiser.mask_token_id, xt)
                 last = prediction.made or last if self.warm_start else None
                 nfe += prediction.calls
                 bar.update(task, completed=step + 1)
@@ -161,7 +220,9 @@ class Sampler:
                 f"tokens: expected none to be the mask token {self.denoiser.mask_token_id}, but the denoiser gives it "
                 "positive probability; have the denoiser return a logit of -inf for it"
             )
-        return Generation(tokens=xt.reshape(template.shape), nfe=nfe, history=history.reshape(template.shape))
+        shape = template.shape
+        noted_here = confidence.reshape(shape) if record and confidence is not None else None
+        return Generation(xt.reshape(shape), nfe, history.reshape(shape), noted_here)
 
     def _reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
         """Ask the policy, and hold it to its contract."""
@@ -198,49 +259,6 @@ class Sampler:
                 f"template: expected ids in 0..{vocab - 1}, or the mask token {mask}, found "
                 f"{int(template[wrong][0])} at {where}; encode the text with the denoiser's own tokenizer"
             )
-
-
-class _Prediction:
-    """The network and the coupled distribution at one xt, each computed at most once, when first asked for."""
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        coupling: Coupling,
-        xt: Tensor,
-        masked: Tensor,
-        start: JointDistribution | None,
-    ) -> None:
-        self._denoiser, self._coupling, self._xt, self._masked = denoiser, coupling, xt, masked
-        self._start = start
-        self._output: DenoiserOutput | None = None
-        self.made: JointDistribution | None = None
-        self.calls = 0
-
-    @property
-    def output(self) -> DenoiserOutput:
-        if self._output is None:
-            self._output = self._denoiser(self._xt)
-            self.calls += 1
-        return self._output
-
-    @property
-    def dist(self) -> JointDistribution:
-        if self.made is None:
-            output, known, coupling = self.output, ~self._masked, self._coupling
-            if self._start is not None and isinstance(coupling, WarmCoupling):
-                self.made = coupling(
-                    output.logits, hidden=output.hidden, tokens=self._xt, known=known, start=self._start
-                )
-            else:
-                self.made = coupling(output.logits, hidden=output.hidden, tokens=self._xt, known=known)
-        return self.made
-
-    def coupled(self) -> Tensor:
-        return self.dist.marginals
-
-    def network(self) -> Tensor:
-        return self.output.logits.softmax(-1)
 
 
 def _left(initial: Int[Tensor, " batch"], alpha: float) -> Int[Tensor, " batch"]:

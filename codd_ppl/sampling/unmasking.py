@@ -6,6 +6,7 @@ policy that never asks for the marginals (the random one) costs no network call 
 nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -14,9 +15,11 @@ import torch
 
 from codd_ppl.diffusion.masking import reveal as reveal_at_rate
 from codd_ppl.errors import ConfigError
+from codd_ppl.sampling.protocol import JointDistribution
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = [
+    "Confidence",
     "Entropy",
     "LowConfidence",
     "Margin",
@@ -27,8 +30,12 @@ __all__ = [
     "UnmaskingPolicy",
     "coupled_marginals",
     "network_marginals",
-    "unmasking_policy",
+    "ranks",
 ]
+
+
+def _no_joint() -> JointDistribution:
+    raise ConfigError("this state has no coupled distribution; give RevealState(joint=...) a callable")
 
 
 @dataclass(frozen=True)
@@ -39,23 +46,26 @@ class RevealState:
         masked: (batch, sites) bool, the sites that are still to be written.
         step: index of this step in the order of generation, 0 .. steps - 1.
         steps: number of reverse steps T.
-        rate: chance (alpha_{k-1} - alpha_k)/(1 - alpha_k), k = T - step, with which the bound reveals a site.
+        rate: chance (alpha_{k-1} - alpha_k)/(1 - alpha_k), k = T - step, with which the bound reveals a site; where
+            sites are masked again it makes up for these, and may differ between rows.
         number: (batch,) int64, how many sites per row the schedule wants revealed now; over all steps these
             add up to the number of masked sites of the row exactly.
         generator: source of randomness, or None for torch's own.
         coupled: zero-argument callable, marginals (batch, sites, vocab) of the coupled distribution.
         network: zero-argument callable, softmax of the network's logits (batch, sites, vocab).
-            The first call of either runs the network; both are computed once a step.
+        joint: zero-argument callable, the coupled distribution itself, for policies that ask it for sets of sites.
+            The first call of any of the three runs the network; all are computed once a step.
     """
 
     masked: Bool[Tensor, "batch sites"]
     step: int
     steps: int
-    rate: float
+    rate: float | Float[Tensor, " batch"]
     number: Int[Tensor, " batch"]
     generator: torch.Generator | None
     coupled: Callable[[], Tensor] = field(repr=False)
     network: Callable[[], Tensor] = field(repr=False)
+    joint: Callable[[], JointDistribution] = field(repr=False, default=_no_joint)
 
 
 @runtime_checkable
@@ -104,101 +114,102 @@ class RandomOrder:
 
     def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
         """``state.number`` masked sites of each row, every set of that size equally likely."""
-        return _highest(
-            state,
-            lambda: torch.rand(
-                state.masked.shape,
-                generator=state.generator,
-                device=state.masked.device,
-                dtype=torch.float64,
-            ),
+        if not bool(state.number.any()):
+            return torch.zeros_like(state.masked)
+        score = torch.rand(
+            state.masked.shape, generator=state.generator, device=state.masked.device, dtype=torch.float64
         )
+        return (ranks(score, state.masked) < state.number[:, None]) & state.masked
 
 
 @dataclass(frozen=True)
-class LowConfidence:
+class Confidence(ABC):
+    """Reveal the sites of highest confidence, a number that a subclass reads off a site's marginals.
+
+    Args:
+        marginals: :func:`coupled_marginals` or :func:`network_marginals`.
+        temperature: 0: the highest, ties to the left. Else sites are drawn without replacement with chances
+            proportional to exp(confidence / temperature) (Gumbel-top-k; Dream's ``alg_temp``).
+
+    Raises:
+        ConfigError: a negative temperature.
+    """
+
+    marginals: MarginalsFrom = coupled_marginals
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ConfigError(
+                f"temperature: expected 0 or more, found {self.temperature!r}; 0 takes the best"
+            )
+
+    @staticmethod
+    @abstractmethod
+    def confidence(marginals: Float[Tensor, "batch sites vocab"]) -> Float[Tensor, "batch sites"]:
+        """The larger, the earlier a site is revealed."""
+
+    def ranks(self, state: RevealState) -> Int[Tensor, "batch sites"]:
+        """Place of each masked site in the order of its row, from 0; those of other sites come after."""
+        score = self.confidence(self.marginals(state))
+        if self.temperature > 0:
+            uniform = torch.rand(
+                score.shape, generator=state.generator, device=score.device, dtype=torch.float64
+            )
+            score = score.double() / self.temperature - (-uniform.clamp_min(1e-300).log()).log()
+        return ranks(score, state.masked)
+
+    def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
+        """The first ``state.number`` masked sites of each row; asks for no marginals where no row wants any."""
+        if not bool(state.number.any()):
+            return torch.zeros_like(state.masked)
+        return (self.ranks(state) < state.number[:, None]) & state.masked
+
+
+@dataclass(frozen=True)
+class LowConfidence(Confidence):
     """Reveal the sites whose most probable token is most probable: confidence max_v p_i(v).
 
     The unmasking order of MaskGIT (Chang et al. 2022, arXiv:2202.04200), which LLaDA (arXiv:2502.09992) calls
-    low-confidence remasking: the low confidences stay masked. Ties go to the left.
+    low-confidence remasking: the low confidences stay masked.
     """
 
-    marginals: MarginalsFrom = coupled_marginals
-
-    def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
-        """The ``state.number`` most confident masked sites of each row."""
-        return _highest(state, lambda: self.marginals(state).amax(-1))
+    @staticmethod
+    def confidence(marginals: Float[Tensor, "batch sites vocab"]) -> Float[Tensor, "batch sites"]:
+        """max_v p_i(v)."""
+        return marginals.amax(-1)
 
 
 @dataclass(frozen=True)
-class Margin:
+class Margin(Confidence):
     """Reveal the sites with the largest lead of the first token over the second: p_(1) - p_(2).
 
-    Top-k margin of Kim et al. 2025, arXiv:2502.06768. Ties go to the left.
+    Top-k margin of Kim et al. 2025, arXiv:2502.06768.
     """
 
-    marginals: MarginalsFrom = coupled_marginals
-
-    def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
-        """The ``state.number`` masked sites of each row with the largest margin."""
-
-        def margin() -> Tensor:
-            marginals = self.marginals(state)
-            best = marginals.topk(min(2, marginals.shape[-1]), dim=-1).values
-            return best[..., 0] - best[..., 1:].sum(-1)
-
-        return _highest(state, margin)
+    @staticmethod
+    def confidence(marginals: Float[Tensor, "batch sites vocab"]) -> Float[Tensor, "batch sites"]:
+        """p_(1) - p_(2)."""
+        best = marginals.topk(min(2, marginals.shape[-1]), dim=-1).values
+        return best[..., 0] - best[..., 1:].sum(-1)
 
 
 @dataclass(frozen=True)
-class Entropy:
-    """Reveal the sites of smallest entropy: confidence -H(p_i). Ties go to the left.
+class Entropy(Confidence):
+    """Reveal the sites of smallest entropy: confidence -H(p_i).
 
     The rule that Dream (Ye et al. 2025, arXiv:2508.15487) calls ``entropy``.
     """
 
-    marginals: MarginalsFrom = coupled_marginals
-
-    def reveal(self, state: RevealState) -> Bool[Tensor, "batch sites"]:
-        """The ``state.number`` masked sites of each row with the smallest entropy."""
-        return _highest(state, lambda: -torch.special.entr(self.marginals(state)).sum(-1))
-
-
-def unmasking_policy(name_or_policy: str | UnmaskingPolicy) -> UnmaskingPolicy:
-    """The policy of that name, with its defaults; a policy object is handed back as it is.
-
-    Names: ``random``, ``random_order``, ``low_confidence``, ``margin``, ``entropy``.
-
-    Raises:
-        ConfigError: unknown name, or an object without a ``reveal`` method.
-    """
-    named: dict[str, Callable[[], UnmaskingPolicy]] = {
-        "random": RandomUnmasking,
-        "random_order": RandomOrder,
-        "low_confidence": LowConfidence,
-        "margin": Margin,
-        "entropy": Entropy,
-    }
-    if isinstance(name_or_policy, str):
-        if name_or_policy not in named:
-            raise ConfigError(
-                f"unmasking: expected one of {', '.join(named)} or a policy object, found {name_or_policy!r}; "
-                "pass one of these names, or an object with a method reveal(state) -> bool (batch, sites)"
-            )
-        return named[name_or_policy]()
-    if isinstance(name_or_policy, type) or not isinstance(name_or_policy, UnmaskingPolicy):
-        raise ConfigError(
-            f"unmasking: expected a name or an object with a method reveal(state), found {name_or_policy!r}; "
-            "pass one of " + ", ".join(named) + ", or an instance of a class that has that method"
-        )
-    return name_or_policy
+    @staticmethod
+    def confidence(marginals: Float[Tensor, "batch sites vocab"]) -> Float[Tensor, "batch sites"]:
+        """-H(p_i), nats."""
+        return -torch.special.entr(marginals).sum(-1)
 
 
-def _highest(state: RevealState, confidence: Callable[[], Tensor]) -> Bool[Tensor, "batch sites"]:
-    """The ``state.number`` masked sites of highest confidence; asks for no marginals where no row wants any."""
-    if not bool(state.number.any()):
-        return torch.zeros_like(state.masked)
-    ranked = confidence().masked_fill(~state.masked, -torch.inf)
-    order = ranked.argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)
-    return (rank < state.number[:, None]) & state.masked
+def ranks(
+    score: Float[Tensor, "batch sites"], among: Bool[Tensor, "batch sites"]
+) -> Int[Tensor, "batch sites"]:
+    """Place of each site of a set in its row, highest score first, ties to the left; other sites come after."""
+    order = score.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1)

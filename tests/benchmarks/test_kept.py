@@ -56,6 +56,15 @@ def test_candidates():
         assert len(counts) > 1 and gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-3
 
 
+def test_any_order():
+    """Every size has the joint draw and every number of turns beside it."""
+    data = json.loads((FOLDER / "any_order.json").read_text(encoding="utf-8"))
+    assert all(data[key] for key in ("command", "date", "device", "torch", "load"))
+    assert (data["sites"], data["states"]) == (32, 256)
+    for size in data["sizes"]:
+        assert size["joint_ms"] > 0 and {"latent", "turns=1", "turns=4", "strict"} <= size["ratio"].keys()
+
+
 def kept(name: str) -> dict:
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     assert all(data[key] for key in ("command", "date", "device", "torch"))
