@@ -349,7 +349,7 @@ def test_every_step_is_told_with_its_place(whole):
 
     found = sampler.generate(rows, seeded(0), on_step=on_step)
     assert all(torch.equal(a, b) for a, b in zip(shown, found.tokens, strict=True))
-    assert ends == list(itertools.islice(itertools.cycle((0, 1)), len(ends)))
+    assert ends[0] == 0 and all(b in (0, a + 1) for a, b in itertools.pairwise(ends))  # a run may end early
 
 
 def test_an_error_of_the_callback_ends_the_generation():
