@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.errors import CoddError
 
 __all__ = ["main"]
@@ -43,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/RECIPE.yaml")
 
-    _add_generate(commands.add_parser("generate", help="write text with a model folder"))
+    generate = commands.add_parser("generate", help="write text with a model folder")
+    add_generate_options(generate)
+    generate.set_defaults(run=_generate)
 
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
     evaluate.add_argument("model", type=Path)
@@ -108,79 +111,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
     bench.set_defaults(run=_bench)
     return parser
-
-
-def _add_generate(generate: argparse.ArgumentParser) -> None:
-    generate.add_argument("model", type=Path)
-    what = generate.add_argument_group("what to write (nothing given: texts without a beginning)")
-    what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
-    what.add_argument(
-        "--prompt-file",
-        type=Path,
-        action="append",
-        default=[],
-        help="a prompt on each line; - reads standard input",
-    )
-    what.add_argument(
-        "--template",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="text to infill: _ or [MASK] for a token to write, [MASK:12] for twelve, \\_ and \\[ for the characters",
-    )
-    what.add_argument(
-        "--length", type=int, help="tokens to write after the prompt; default: up to the model's sites"
-    )
-    what.add_argument("--samples", type=int, default=4, help="texts for each prompt or template")
-    what.add_argument(
-        "--best-of",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of N texts keep the one of the highest joint probability",
-    )
-    what.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before this text (\\n: line end); repeatable",
-    )
-    what.add_argument(
-        "--stop-token", type=int, action="append", default=[], metavar="ID", help="end with this token"
-    )
-    how = generate.add_argument_group("how")
-    how.add_argument("--steps", type=int, default=4, help="reverse steps of each block, or of the whole text")
-    how.add_argument(
-        "--unmasking",
-        default="random",
-        choices=["random", "random_order", "low_confidence", "margin", "entropy"],
-    )
-    how.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance; 0: none")
-    how.add_argument("--factorised", action="store_true", help="leave the coupling out")
-    long = how.add_mutually_exclusive_group()
-    long.add_argument(
-        "--block-length",
-        type=int,
-        help="long texts block by block, the default, in blocks of the model's sites",
-    )
-    long.add_argument("--windows", action="store_true", help="long texts at once, coupled in windows")
-    long.add_argument(
-        "--extend", action="store_true", help="long texts at once, the coupling's tied chain made longer"
-    )
-    how.add_argument(
-        "--context", type=int, help="most tokens the network reads before a window; default: all"
-    )
-    how.add_argument(
-        "--lookahead", action="store_true", help="the network also reads what is right of a block"
-    )
-    how.add_argument("--batch-size", type=int, default=64, help="texts that are written together")
-    how.add_argument("--device", default="cpu", help="such as cuda")
-    how.add_argument("--seed", type=int, default=0)
-    generate.add_argument(
-        "--jsonl", action="store_true", help="for scripts: a JSON object for each text, one a line"
-    )
-    generate.set_defaults(run=_generate)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -8,20 +8,24 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from codd_ppl import CouplingLayer, Sampler, topologies
+from codd_ppl import CouplingLayer, FactorGraph, Sampler, topologies
 from codd_ppl.commands.device import named_device
 from codd_ppl.commands.generate_output import Output, Text, text_output
+from codd_ppl.commands.generate_page import Recorder
 from codd_ppl.commands.prompts import Task, read_tasks
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.model_folder import SavedModel, load_model
 from codd_ppl.sampling import (
+    AnyOrder,
     BlockSampler,
+    Draw,
     FirstStop,
+    Latent,
+    Step,
     StopRule,
     StopStrings,
     StopTokens,
@@ -62,12 +66,15 @@ def run_generate(options: argparse.Namespace) -> None:
     sampler = text_sampler_of(options, sampler_of(options, saved), FirstStop(*rules))
     generator = torch.Generator(device).manual_seed(options.seed)
     output = text_output(options.jsonl, saved.tokenizer, saved.denoiser.mask_token_id, len(tasks))
+    page = _page(options, saved)
     try:
         with output:
             each = max(1, options.batch_size // options.best_of)
             for start in range(0, len(tasks), each):  # the first texts of a long list come early
                 batch = tasks[start : start + each]
-                _write(batch, sampler, options.best_of, generator, output, saved.tokenizer, strings)
+                _write(batch, sampler, options.best_of, generator, output, saved.tokenizer, strings, page)
+        if page is not None:
+            page.save(options.html, f"codd generate {options.model}")
     except BrokenPipeError:  # the reader, such as head, has had enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,8 +86,31 @@ def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:
     if options.factorised:
         vocab = saved.denoiser.vocab_size
         coupling = CouplingLayer(topologies.independent(coupling.sites, vocab), vocab)
-    settings: dict[str, Any] = {"unmasking": options.unmasking, "steps": options.steps}
-    return Sampler(saved.denoiser, coupling, **settings)
+    network = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    if options.temperature == 0:
+        raise ConfigError("--temperature: expected a number above 0, found 0; use --drawing mode")
+    return Sampler.from_arguments(
+        saved.denoiser,
+        coupling,
+        unmasking=options.unmasking,
+        steps=options.steps,
+        drawing=_drawing(options),
+        active_below=options.active_below,
+        **({} if options.remasking is None else {"remasking": options.remasking}),
+        **{name: value for name, value in network.items() if value is not None},
+    )
+
+
+def _drawing(options: argparse.Namespace) -> str | Draw:
+    if options.drawing_temperature is None:
+        return str(options.drawing)
+    with_temperature = {"latent": Latent, "any_order": AnyOrder}
+    if options.drawing not in with_temperature:
+        raise ConfigError(
+            f"--drawing-temperature is one of --drawing {' and '.join(with_temperature)}, found {options.drawing}; "
+            "--temperature sharpens the network's tokens, before they are coupled"
+        )
+    return with_temperature[options.drawing](options.drawing_temperature)
 
 
 def text_sampler_of(options: argparse.Namespace, sampler: Sampler, stop: StopRule) -> TextSampler:
@@ -103,6 +133,19 @@ def text_sampler_of(options: argparse.Namespace, sampler: Sampler, stop: StopRul
     )
 
 
+def _page(options: argparse.Namespace, saved: SavedModel) -> Recorder | None:
+    if options.html is None:
+        return None
+    if options.best_of > 1:
+        raise ConfigError("--html plays how one text was written: leave out --best-of, or --html")
+    if options.html.is_dir():
+        raise ConfigError(
+            f"--html {options.html} is a folder; give the name of a file, {options.html / 'texts.html'}"
+        )
+    assert saved.tokenizer is not None
+    return Recorder(saved.tokenizer, FactorGraph() if options.factorised else saved.coupling.graph)
+
+
 def _write(
     batch: Sequence[Task],
     sampler: TextSampler,
@@ -111,17 +154,26 @@ def _write(
     output: Output,
     tokenizer: Tokenizer,
     strings: Sequence[StopStrings],
+    page: Recorder | None,
 ) -> None:
     """Write one batch and hand its texts to the output."""
+
+    def step(step: Step) -> None:
+        output.step(step)
+        if page is not None:
+            page.step(step)
+
     templates = [task.template for task in batch]
     output.begin([template for template in templates for _ in range(count)])
+    if page is not None:
+        page.begin(templates)
     began = time.perf_counter()
     scores: list[float | None] = [None] * len(batch)
     if count > 1:
-        best = best_of(sampler, templates, count, generator, output.step)
+        best = best_of(sampler, templates, count, generator, step)
         found, scores = best.generation, best.log_prob.tolist()
     else:
-        found = sampler.generate(templates, generator, output.step)
+        found = sampler.generate(templates, generator, step)
     seconds = time.perf_counter() - began
     texts = []
     for task, tokens, length, nfe, score in zip(
@@ -131,6 +183,8 @@ def _write(
         text = _decoded(ids, task.given, tokenizer, strings)
         texts.append(Text(task.prompt, task.sample, text, ids, nfe, seconds, len(batch), score))
     output.end(texts, found.calls)
+    if page is not None:
+        page.end(texts)
 
 
 def _decoded(ids: list[int], given: int, tokenizer: Tokenizer, strings: Sequence[StopStrings]) -> str:

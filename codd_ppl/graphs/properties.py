@@ -102,19 +102,19 @@ def treewidth_upper_bound(graph: FactorGraph) -> int:
     return int(treewidth_min_fill_in(interaction_graph(graph))[0]) if len(graph) else 0
 
 
-def token_edges(graph: FactorGraph, latents: int = 2) -> list[tuple[int, int]]:
-    """Pairs of tokens (places in reading order) that share a factor, or a path through at most that many latents.
+def token_edges(graph: FactorGraph) -> list[tuple[int, int]]:
+    """Pairs of tokens (places in reading order): with each the nearest ones, by a factor or a path through latents.
 
-    In a hidden Markov graph these are the neighbours in the text, through their two latents.
+    In a hidden Markov graph these are the neighbours in the text, through their two latents; in a latent tree siblings.
     """
     primal = interaction_graph(graph)
     place = {name: i for i, name in enumerate(graph.tokens)}
     found = set()
     for name, i in place.items():
-        edge, seen = [name], {name}
-        for _ in range(latents + 1):
-            edge = [near for here in edge for near in primal[here] if near not in seen]
+        edge, seen, near = [name], {name}, set[str]()
+        while edge and not near:
+            edge = [other for here in edge for other in primal[here] if other not in seen]
             seen.update(edge)
-            found |= {(min(i, place[near]), max(i, place[near])) for near in edge if near in place}
-            edge = [near for near in edge if near not in place]
+            near = {other for other in edge if other in place}
+        found |= {(min(i, place[other]), max(i, place[other])) for other in near}
     return sorted(found)

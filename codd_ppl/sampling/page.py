@@ -1,78 +1,72 @@
-"""A page that plays how a text was revealed: one file, without a network or anything beside it."""
+"""A page that plays how texts were written: one file, without a network or anything beside it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from codd_ppl.errors import ShapeError
-from codd_ppl.graphs import FactorGraph
-from codd_ppl.graphs.properties import token_edges
-from codd_ppl.typing import Float, Int, Tensor
 
-__all__ = ["reveal_page"]
+__all__ = ["RevealedText", "reveal_page"]
 
 DIGITS = 4
 
 
-def reveal_page(
-    pieces: Sequence[Sequence[str]],
-    history: Int[Tensor, "batch sites"],
-    *,
-    steps: int | None = None,
-    confidence: Float[Tensor, "batch sites"] | None = None,
-    graph: FactorGraph | None = None,
-    title: str = "Reveal, step by step",
-) -> str:
-    """HTML: the tokens of each sample, masked at first, appear with a slider, the arrow keys or by themselves.
+@dataclass(frozen=True)
+class RevealedText:
+    """What the page shows of one text.
+
+    Attributes:
+        pieces: string of each token, in reading order.
+        history: the step in which each was written, from 0 on; -1: given.
+        confidence: probability that each had when it was drawn; read where ``history`` is not -1.
+        edges: pairs of places that the coupling ties (:func:`codd_ppl.graphs.properties.token_edges`).
+
+    Raises:
+        ShapeError: lengths that differ.
+    """
+
+    pieces: Sequence[str]
+    history: Sequence[int]
+    confidence: Sequence[float] | None = None
+    edges: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        lengths = [len(self.pieces), len(self.history)]
+        lengths += [] if self.confidence is None else [len(self.confidence)]
+        if len(set(lengths)) > 1:
+            raise ShapeError(
+                f"expected as many steps (and confidences) as pieces, found {lengths}; decode every token by itself"
+            )
+
+
+def reveal_page(texts: Sequence[RevealedText], title: str = "Reveal, step by step") -> str:
+    """HTML: the tokens of each text, masked at first, appear with a slider, the arrow keys or by themselves.
 
     Those of the step are outlined (they were drawn together), the colour is the confidence, and pointing at a token
     draws arcs to those that the coupling ties it to.
 
-    Args:
-        pieces: for every sample the string of each of its tokens, in reading order.
-        history: the step in which each was revealed, 0 .. steps - 1; -1: given (``Generation.history``).
-        steps: number of reverse steps; None: as many as ``history`` has.
-        confidence: probability that each token had when it was drawn; read where ``history`` is not -1.
-        graph: of the coupling, for the arcs (see :func:`codd_ppl.graphs.properties.token_edges`).
-        title: of the page.
-
     Raises:
-        ShapeError: pieces, history and confidence that don't go together, or no sample.
+        ShapeError: no text.
     """
-    shape = tuple(history.shape)
-    if len(shape) != 2 or not shape[0] or [len(row) for row in pieces] != [shape[1]] * shape[0]:
-        raise ShapeError(
-            f"expected history of shape (batch, sites) and as many pieces, found {shape} and rows of "
-            f"{sorted({len(row) for row in pieces})} pieces in {len(pieces)} samples; decode every token by itself"
-        )
-    if confidence is not None and tuple(confidence.shape) != shape:
-        raise ShapeError(f"confidence: expected {shape} as history has, found {tuple(confidence.shape)}")
-    samples = [
-        {
-            "pieces": list(row),
-            "steps": history[i].tolist(),
-            "confidence": None if confidence is None else _rounded(confidence[i]),
-        }
-        for i, row in enumerate(pieces)
-    ]
-    last = int(history.max()) + 1
-    data = {
-        "title": title,
-        "steps": last if steps is None else max(steps, last),
-        "edges": [] if graph is None else _inside(token_edges(graph), shape[1]),
-        "samples": samples,
-    }
+    if not texts:
+        raise ShapeError("expected at least one text, found none; write some first")
+    data = {"title": title, "samples": [_sample(text) for text in texts]}
     # in a script element only "<" can end the text too early
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    found = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     template = files("codd_ppl.sampling").joinpath("page.html").read_text(encoding="utf-8")
-    return template.replace("{{data}}", text)
+    return template.replace("{{data}}", found)
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(float(value), DIGITS) for value in values.nan_to_num(0.0).clamp(0.0, 1.0)]
-
-
-def _inside(edges: Iterable[tuple[int, int]], sites: int) -> list[list[int]]:
-    return [[a, b] for a, b in edges if a < sites and b < sites]
+def _sample(text: RevealedText) -> dict[str, Any]:
+    count, sure = len(text.pieces), text.confidence
+    return {
+        "pieces": list(text.pieces),
+        "history": list(text.history),
+        "steps": max(text.history, default=-1) + 1,
+        "confidence": None if sure is None else [round(min(max(c, 0.0), 1.0), DIGITS) for c in sure],
+        "edges": [list(edge) for edge in text.edges if max(edge) < count],
+    }

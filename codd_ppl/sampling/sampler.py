@@ -1,6 +1,6 @@
 """The few-step sampler: one network call and one joint draw per reverse step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,13 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
+from codd_ppl.graphs import FactorGraph
+from codd_ppl.graphs.properties import token_edges
 from codd_ppl.sampling.activation import ActivatedCoupling
 from codd_ppl.sampling.arguments import sampler_arguments
 from codd_ppl.sampling.drawing import Draw, drawing_method
 from codd_ppl.sampling.logits import LogitsTransform, chain_of
+from codd_ppl.sampling.page import RevealedText, reveal_page
 from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.prediction import Prediction
 from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
@@ -46,6 +49,34 @@ class Generation:
     nfe: int
     history: Int[Tensor, "*batch sites"]
     confidence: Float[Tensor, "*batch sites"] | None = None
+
+    def to_html(
+        self,
+        decode: Callable[[list[int]], str],
+        graph: FactorGraph | None = None,
+        title: str = "Reveal, step by step",
+    ) -> str:
+        """One self-contained page that plays the reveal (:func:`codd_ppl.sampling.page.reveal_page`).
+
+        Args:
+            decode: token ids -> text, such as ``tokenizer.decode``; asked for one token at a time.
+            graph: of the coupling, for the arcs between tokens.
+            title: of the page.
+        """
+        edges = () if graph is None else token_edges(graph)
+        rows = zip(
+            torch.atleast_2d(self.tokens).tolist(), torch.atleast_2d(self.history).tolist(), strict=True
+        )
+        sure = None if self.confidence is None else torch.atleast_2d(self.confidence).tolist()
+        return reveal_page(
+            [
+                RevealedText(
+                    [decode([token]) for token in row], steps, None if sure is None else sure[i], edges
+                )
+                for i, (row, steps) in enumerate(rows)
+            ],
+            title,
+        )
 
 
 class Sampler:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from codd_ppl import BidirectionalTransformer, CouplingLayer, Sampler, TextDataModule, topologies
 from codd_ppl.cli import main
 from codd_ppl.commands.generate_output import LiveText, text_output
+from codd_ppl.graphs.properties import token_edges
 from codd_ppl.model_folder import load_model, save_model
 from codd_ppl.sampling import BlockSampler, PathScore, WholeTextSampler, WindowedCoupling, extended
 
@@ -324,3 +326,82 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 0 and said == ""
+
+
+# ------------------------------------------------------------------------------------ draws, orders, the page
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--unmasking", "joint_entropy", "--steps", "8"],
+        ["--drawing", "latent", "--drawing-temperature", "0.5"],
+        ["--drawing", "any_order", "--drawing-temperature", "0.7"],
+        ["--drawing", "k_best"],
+        ["--temperature", "0.7", "--top-k", "5", "--top-p", "0.9"],
+        ["--active-below", "0.5"],
+        ["--remasking", "rescale", "--steps", "6"],
+    ],
+)
+def test_ways_to_draw(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each changes what is written, and the same seed writes the same."""
+    found = []
+    for how in (words, words, []):
+        assert generate(folder, *how, "--samples", "6", "--jsonl", "--seed", "3") == 0
+        found.append([row["tokens"] for row in lines(capsys)])
+    assert found[0] == found[1] != found[2] and {len(row) for row in found[0]} == {SITES}
+
+
+def test_the_mode_is_one_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(folder, "--drawing", "mode", "--steps", "1", "--samples", "3", "--jsonl") == 0
+    assert len({row["text"] for row in lines(capsys)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--drawing-temperature", "0.5"], "--drawing latent and any_order"),
+        (["--temperature", "0"], "--drawing mode"),
+        (["--html", "page.html", "--best-of", "2"], "leave out --best-of"),
+        (["--html", "."], "is a folder"),
+        (["--top-p", "1.5"], "top_p"),
+        (["--active-below", "2"], "2"),
+    ],
+)
+def test_ways_that_do_not_go(
+    folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(folder, *words) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") <= 2
+
+
+@pytest.mark.parametrize("way", [["--block-length", "4"], ["--windows"], ["--extend"]])
+def test_the_page(folder: Path, tmp_path: Path, way: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sub" / "page.html"
+    words = ["--prompt", "the ", "--length", "20", "--samples", "2", "--steps", "3", "--jsonl"]
+    assert generate(folder, *words, *way, "--html", str(path)) == 0
+    texts = lines(capsys)
+    found = re.search(r'type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    samples = json.loads(found[1])["samples"]
+    for sample, text in zip(samples, texts, strict=True):
+        assert "".join(sample["pieces"]) == text["text"]
+        assert sample["history"][:4] == [-1] * 4
+        assert set(sample["history"][4:]) == set(range(sample["steps"])), "every step writes something"
+        assert sample["edges"] == [[i, i + 1] for i in range(23)]
+        assert all(0 < sure <= 1 for sure in sample["confidence"])
+    if way[0] == "--block-length":  # the second block is written after the first one
+        assert max(samples[0]["history"][4:8]) < min(samples[0]["history"][12:])
+
+
+def test_the_page_of_a_graph_with_other_edges(folder: Path, tmp_path: Path) -> None:
+    words = ["--samples", "1", "--length", "12", "--html", str(tmp_path / "page.html")]
+    assert generate(folder, *words, model="tree") == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    found = re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    (sample,) = json.loads(found[1])["samples"]
+    edges = {tuple(edge) for edge in sample["edges"]}
+    inside = set(token_edges(load_model(folder / "tree").coupling.graph))
+    assert inside <= edges and max(max(edge) for edge in edges) < 12

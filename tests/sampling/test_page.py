@@ -13,16 +13,19 @@ import torch
 from codd_ppl.errors import ShapeError
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.graphs.properties import token_edges
-from codd_ppl.sampling.page import reveal_page
+from codd_ppl.sampling import Generation
+from codd_ppl.sampling.page import RevealedText, reveal_page
 
 PIECES = [["a", " ", "</script>", "<b>", "\n", "é"], ["{{data}}", "x", "y", "z", "\u2028", '"']]
 HISTORY = torch.tensor([[-1, 0, 2, 0, 1, 2], [1, 1, -1, 2, 0, 0]])
 CONFIDENCE = torch.tensor([[1.0, 0.25, 0.5, 0.123456, 0.75, 1.0]] * 2)
 
 
-def page(**settings: Any) -> str:
-    graph = topologies.hidden_markov(6, 30, 4)
-    return reveal_page(PIECES, HISTORY, confidence=CONFIDENCE, graph=graph, title="<i> & co", **settings)
+def page() -> str:
+    tokens = torch.arange(12).reshape(2, 6)
+    graph = topologies.hidden_markov(6, 12, 4)
+    decode = lambda ids: PIECES[ids[0] // 6][ids[0] % 6]  # noqa: E731
+    return Generation(tokens, 3, HISTORY, CONFIDENCE).to_html(decode, graph, "<i> & co")
 
 
 def test_token_edges() -> None:
@@ -30,6 +33,7 @@ def test_token_edges() -> None:
     assert token_edges(topologies.chain(4, 3)) == [(0, 1), (1, 2), (2, 3)]
     assert token_edges(topologies.independent(4, 3)) == []
     assert token_edges(topologies.star(3, 5, states=2)) == [(0, 1), (0, 2), (1, 2)]
+    assert (0, 1) in token_edges(topologies.latent_tree(8, 5, 2, tie=False))
     graph = FactorGraph()
     for i in range(3):
         graph.add_variable(f"x{i}", cardinality=2)
@@ -38,26 +42,32 @@ def test_token_edges() -> None:
 
 
 def test_what_the_page_holds() -> None:
-    text = page(steps=5)
+    text = page()
     assert text.count("</script>") == 2  # its own; the token's is escaped
     assert not re.search(r"""(src|href)=|https?://(?!www\.w3\.org/2000/svg)""", text)  # nothing is fetched
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
     assert found is not None
     data = json.loads(found[1])
+    assert data["title"] == "<i> & co"
     assert [sample["pieces"] for sample in data["samples"]] == PIECES
-    assert torch.tensor([sample["steps"] for sample in data["samples"]]).equal(HISTORY)
-    assert data["steps"] == 5 and data["title"] == "<i> & co"
-    assert data["edges"] == [[i, i + 1] for i in range(5)]
+    assert torch.tensor([sample["history"] for sample in data["samples"]]).equal(HISTORY)
+    for sample in data["samples"]:
+        assert sample["steps"] == 3 and sample["edges"] == [[i, i + 1] for i in range(5)]
     assert data["samples"][0]["confidence"][3] == 0.1235
+
+
+def test_one_text_without_a_batch() -> None:
+    found = Generation(torch.arange(2), 1, torch.tensor([0, -1])).to_html(lambda ids: "ab"[ids[0]])
+    assert '"pieces":["a","b"],"history":[0,-1],"steps":1,"confidence":null,"edges":[]' in found
 
 
 def test_what_does_not_go_together() -> None:
     with pytest.raises(ShapeError, match="decode every token"):
-        reveal_page([["a", "b"], ["c"]], torch.zeros(2, 2, dtype=torch.int64))
-    with pytest.raises(ShapeError, match="found \\(0, 6\\)"):
-        reveal_page([], torch.zeros(0, 6, dtype=torch.int64))
-    with pytest.raises(ShapeError, match="confidence"):
-        reveal_page(PIECES, HISTORY, confidence=torch.zeros(2, 5))
+        RevealedText(["a", "b"], [0])
+    with pytest.raises(ShapeError, match="decode every token"):
+        RevealedText(["a", "b"], [0, 1], [1.0])
+    with pytest.raises(ShapeError, match="at least one text"):
+        reveal_page([])
 
 
 @pytest.fixture(scope="module")
