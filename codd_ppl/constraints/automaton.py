@@ -95,11 +95,14 @@ class Automaton:
         states = reached.nonzero()[0]
         place = np.cumsum(reached) - 1
         table, accepting = place[self.table[states]], self.accepting[states]
-        block, count = accepting.astype(np.int64), 0
+        block, first, count = accepting.astype(np.int64), states, 0
         while True:
-            signature = np.concatenate((block[:, None], block[table]), 1)
-            _, first, block = np.unique(signature, axis=0, return_index=True, return_inverse=True)
-            block = block.reshape(-1)
+            code = block
+            for column in table.T:  # one number at a time: much faster than whole rows
+                _, first, code = np.unique(
+                    code * len(table) + block[column], return_index=True, return_inverse=True
+                )
+            block = code.reshape(-1)
             if len(first) == count:
                 break
             count = len(first)
