@@ -113,7 +113,9 @@ class Automaton:
         return Automaton(self.starts[keep], table[:, keep], accepting)
 
 
-def _from_rows(characters: Iterable[str], rows: list[dict[str, int]], other: list[int]) -> tuple[Array, Array]:
+def _from_rows(
+    characters: Iterable[str], rows: list[dict[str, int]], other: list[int]
+) -> tuple[Array, Array]:
     """Ranges and table from each state's next state by character, and that of all other characters."""
     points = sorted({ord(c) for c in characters})
     starts = np.unique(np.array([0, *points, *(p + 1 for p in points)], np.int64))

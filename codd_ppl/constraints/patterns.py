@@ -31,7 +31,9 @@ def from_pattern(pattern: str) -> Automaton:
     try:
         re.compile(pattern, re.ASCII)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"regex: expected a regular expression, but {pattern!r}: {error}; correct it") from None
+        raise ConfigError(
+            f"regex: expected a regular expression, but {pattern!r}: {error}; correct it"
+        ) from None
     plain = _ESCAPED.sub(_unescaped, _unanchored(pattern))
     look = _LOOK.search(_CLASS.sub("C", re.sub(r"\\.", "E", plain, flags=re.DOTALL)))
     if look is not None:

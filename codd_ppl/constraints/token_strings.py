@@ -70,9 +70,7 @@ def _of_tokenizer(tokenizer: Tokenizer) -> dict[int, bytes]:
             "give a list with the text of each token id instead"
         )
     ids = cast("dict[str, int]", tokenizer.get_vocab(with_added_tokens=True))
-    return {
-        i: token.encode() if i in added else spell(token) for token, i in ids.items() if i not in special
-    }
+    return {i: token.encode() if i in added else spell(token) for token, i in ids.items() if i not in special}
 
 
 def _kinds(decoder: dict[str, Any] | None) -> set[str]:

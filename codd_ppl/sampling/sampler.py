@@ -13,7 +13,7 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
+from codd_ppl.sampling.protocol import CheckedCoupling, Coupling, JointDistribution, WarmCoupling
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy, unmasking_policy
 from codd_ppl.typing import Bool, Int, Tensor
 
@@ -106,6 +106,7 @@ class Sampler:
             ShapeError: wrong dtype, dimension or length.
             TokenError: ids that are neither in the vocabulary nor the mask token.
             ConfigError: a generator on another device, or a policy that reveals what is not masked.
+            InfeasibleError: the coupling has a constraint that the known tokens break, before the network is run.
         """
         self._check(template)
         device = device_of(self.denoiser, default=template.device)
@@ -116,6 +117,8 @@ class Sampler:
             )
         xt = torch.atleast_2d(template.to(device))
         masked = xt == self.denoiser.mask_token_id
+        if isinstance(self.coupling, CheckedCoupling):
+            self.coupling.check(xt, ~masked)
         history = torch.where(masked, self.steps, -1)
         initial = masked.sum(-1)
         rates = self.schedule.reveal_rates(self.steps).tolist()
