@@ -102,6 +102,7 @@ class Backbone:
         linked |= {i - 1 for i in linked}
         self._own_state = [p.latent is None and i in linked for i, p in enumerate(path)]
         self._kept: dict[tuple[int, ...], tuple[Tensor, Table]] = {}
+        self._emissions: dict[tuple[object, int | None], Tensor] = {}
 
     def states(self, site: int) -> int:
         """Number of values of z_i."""
@@ -114,25 +115,56 @@ class Backbone:
         """Whether the token is its own state."""
         return self._own_state[site]
 
-    def own(self, site: int) -> Float[Tensor, "batch states"]:
-        """Evidence of z_i where it is met first; 0 of tokens, whose evidence is ``weights``."""
+    def own(self, site: int) -> Float[Tensor, "batch states"] | None:
+        """Evidence of z_i where it is met first; None: there is none (that of tokens is in ``weights``)."""
         place = self.path[site]
         if place.latent is None or not place.first:
-            return self.weights.new_zeros(1, self.states(site), dtype=torch.float64)
-        return self.tables.evidence((place.latent,))[:, 0].double()
+            return None
+        tables = self.tables
+        given = place.latent in tables.raw or any(place.latent in block for block in tables.layout.blocks)
+        if not given and not tables.plan.unary.get(place.latent):
+            return None
+        return tables.evidence((place.latent,))[:, 0].double()
+
+    def emission_key(self, site: int) -> int:
+        """Equal for sites whose tokens hang on their states by the same table."""
+        log = self._emission(site)
+        return -1 - int(self._own_state[site]) if log is None else id(log[0])
+
+    def _emission(self, site: int) -> tuple[Tensor, bool] | None:
+        """The table between state and token, and whether the token comes first."""
+        place = self.path[site]
+        if place.emission is None:
+            return None
+        scope = self.tables.plan.factor[place.emission].scope
+        key, stacked = self.tables.layout.source[place.emission]
+        if (key, stacked) not in self._emissions:
+            self._emissions[key, stacked] = self.tables.factor(place.emission)
+        return self._emissions[key, stacked], scope[0] != place.latent
 
     def emission(self, site: int, tokens: Tensor) -> Float[Tensor, "batch states tokens"]:
         """log psi(z_i, x) for some values of x; -inf where the token is its own state and x another value."""
-        place = self.path[site]
-        if place.emission is not None:
-            table = self.tables.factor(place.emission)
-            scope = self.tables.plan.factor[place.emission].scope
-            table = table if scope[0] == place.latent else table.mT
-            return table[..., tokens]
+        found = self._emission(site)
+        if found is not None:
+            return found[0][:, tokens].mT if found[1] else found[0][..., tokens]
         if not self._own_state[site]:
             return self.weights.new_zeros(1, 1, len(tokens))
         values = torch.arange(self.states(site), device=tokens.device)
         return torch.where(values[:, None] == tokens, 0.0, -torch.inf).to(self.weights)[None]
+
+    def rows(self, site: int, batch: Tensor, states: Tensor, tokens: Tensor) -> Float[Tensor, "rows tokens"]:
+        """Rows of :meth:`emission`, for given batch elements and states."""
+        found = self._emission(site)
+        if found is None:
+            log = torch.where(states[:, None] == tokens, 0.0, -torch.inf)
+            return (log if self._own_state[site] else torch.zeros_like(log)).to(self.weights)
+        table = found[0].mT if found[1] else found[0]
+        row = table[batch if len(table) > 1 else torch.zeros_like(batch), states]
+        return row if len(tokens) == row.shape[-1] and self._ascending(tokens) else row[:, tokens]
+
+    @staticmethod
+    def _ascending(tokens: Tensor) -> bool:
+        return bool((tokens[1:] > tokens[:-1]).all())
 
     def same(self, site: int) -> bool:
         """Whether z_i is the latent of the site before."""

@@ -14,7 +14,7 @@ __all__ = ["ExtendedGraph"]
 
 
 class ExtendedGraph:
-    """The graph with two latents more for each site: the class c_i of its token and the automaton's state a_i behind it.
+    """The graph with two latents more for each site: the class c_i of its token, the automaton's state a_i behind it.
 
         psi(x_i, c_i) = 1[x_i is in class c_i],     psi(a_{i-1}, c_i, a_i) = 1[a_{i-1} -c_i-> a_i]
 

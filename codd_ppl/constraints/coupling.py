@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from codd_ppl.constraints.backbone import path_of
@@ -56,8 +55,8 @@ class ConstrainedCoupling(nn.Module):
         super().__init__()
         if not isinstance(coupling, CouplingLayer):
             raise ConfigError(
-                f"constrain: expected a CouplingLayer, found {type(coupling).__name__}, which has no factor graph to put "
-                "an automaton in; couple along a graph, such as topologies.hidden_markov"
+                f"constrain: expected a CouplingLayer, found {type(coupling).__name__}, which has no factor graph to "
+                "put an automaton in; couple along a graph, such as topologies.hidden_markov"
             )
         if not isinstance(constraint, Constraint):
             raise ConfigError(

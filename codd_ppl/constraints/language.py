@@ -130,7 +130,7 @@ def regex(pattern: str, span: Span | None = None) -> Constraint:
 
     Raises:
         ConfigError: a syntax error, or what a finite automaton can't follow (references) or isn't supported
-            (look-around, ``\\b``, anchors inside, possessive and atomic groups); the message says what to write instead.
+            (look-around, ``\\b``, anchors inside, possessive and atomic groups); the message says what else to write.
     """
     return _constraint(from_pattern(pattern), span, f"regex({pattern!r})")
 

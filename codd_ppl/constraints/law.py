@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codd_ppl.constraints.backbone import Backbone, Place
-from codd_ppl.constraints.layers import Layer, Layers
+from codd_ppl.constraints.layers import Layers
 from codd_ppl.constraints.passes import Passes
 from codd_ppl.constraints.products import MaxProduct, SumProduct
 from codd_ppl.distributions import CoupledCategorical
@@ -46,7 +46,7 @@ class ConstrainedCategorical:
         self.prior, self.layers, self.path, self.name = prior, layers, path, name
         self.batch_shape, self.event_shape = prior.batch_shape, prior.event_shape
         self.vocab_size = prior.vocab_size
-        self._layers: list[Layer] = [layer.to(prior.log_evidence.device) for layer in layers.sites]
+        self._layers = layers.on(prior.log_evidence.device)
 
     @cached_property
     def _backbone(self) -> Backbone:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +56,6 @@ class Layer:
     edges: Int[Tensor, "3 edges"]
     groups: Groups
 
-    def to(self, device: torch.device) -> Layer:
-        """The same on another device."""
-        groups = self.groups
-        moved = Groups(groups.tokens.to(device), groups.class_of.to(device), groups.sizes)
-        tensors = (t.to(device) for t in (self.following, self.phase_class, self.classes, self.edges))
-        return Layer(self.states, *tensors, moved)
-
 
 @dataclass(frozen=True, eq=False)
 class Layers:
@@ -68,14 +63,37 @@ class Layers:
 
     sites: tuple[Layer, ...]
 
+    @cached_property
+    def _on(self) -> dict[torch.device, tuple[Layer, ...]]:
+        return {}
+
+    def on(self, device: torch.device) -> tuple[Layer, ...]:
+        """The layers on a device; what sites share they share there, too."""
+        if device not in self._on:
+            kept = dict[int, Tensor | Groups]()
+
+            def moved(value: Any) -> Any:
+                if id(value) not in kept:
+                    kept[id(value)] = (
+                        Groups(value.tokens.to(device), value.class_of.to(device), value.sizes)
+                        if isinstance(value, Groups)
+                        else value.to(device)
+                    )
+                return kept[id(value)]
+
+            self._on[device] = tuple(
+                Layer(s.states, *map(moved, (s.following, s.phase_class, s.classes, s.edges, s.groups)))
+                for s in self.sites
+            )
+        return self._on[device]
+
     def possible(
         self, tokens: Int[Tensor, "batch sites"], known: Bool[Tensor, "batch sites"]
     ) -> Int[Tensor, " batch"]:
         """The first site at which the known tokens leave no state, for each sequence; the number of sites: none."""
         alive = known.new_ones(len(known), 1)
         blocked = torch.full((len(known),), len(self.sites), device=known.device)
-        for i, layer in enumerate(self.sites):
-            layer = layer.to(known.device)
+        for i, layer in enumerate(self.on(known.device)):
             value = layer.classes[layer.phase_class[tokens[:, i].clamp(0, len(layer.phase_class) - 1)]]
             before, through, after = layer.edges
             fits = ~known[:, i, None] | (value[:, None] == through)
@@ -121,8 +139,8 @@ def layers(clauses: Sequence[tuple[TokenAutomaton, int, int]], sites: int, name:
         alive = ~dead
         if not alive.any():
             raise InfeasibleError(
-                f"{name}: no sequence of {sites} tokens satisfies it; the last chance ends at site {i}. Give it another "
-                "span or length, an end token if the text may be shorter, or tokens that can spell it"
+                f"{name}: no sequence of {sites} tokens satisfies it; the last chance ends at site {i}. Give it "
+                "another span or length, an end token if the text may be shorter, or tokens that can spell it"
             )
         before, place = np.unique(after[alive], axis=0, return_inverse=True)
         following = np.full(dead.shape, -1)

@@ -81,6 +81,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 def _unsupported(pattern: str, found: str) -> ConfigError:
     return ConfigError(
-        f"regex: {pattern!r} has what a finite automaton can't follow or is not supported: {found}. Expected characters, "
-        "classes, groups, |, repetitions and the flags (?i), (?s); say the rest with contains, forbids, length and &, |, ~"
+        f"regex: {pattern!r} has what a finite automaton can't follow or is not supported: {found}. Expected "
+        "characters, classes, groups, |, repetitions and the flags (?i), (?s); say the rest with contains, forbids, "
+        "length and &, |, ~"
     )

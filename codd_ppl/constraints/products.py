@@ -7,20 +7,22 @@ hundreds of nats below the largest term: entries that come out too small to be t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from codd_ppl.typing import Float, Int
 
-__all__ = ["MaxProduct", "SumProduct", "Table"]
+__all__ = ["MaxProduct", "SumProduct", "Table", "over_edges"]
 
 CHUNK = 1 << 22
 """Entries that are looked at at once where a product isn't a matrix product, or edges are summed."""
 
 
 def _finite(top: Tensor) -> Tensor:
-    return torch.where(top == -torch.inf, 0.0, top)
+    """The lowest finite number for -inf: what is subtracted from or added to -inf leaves it there."""
+    return top.clamp(min=torch.finfo(top.dtype).min)
 
 
 class Table:
@@ -28,8 +30,21 @@ class Table:
 
     def __init__(self, log: Float[Tensor, "batch in out"]) -> None:
         self.log = log
-        self.top = log.amax(-2, keepdim=True)
-        self.linear = (log - _finite(self.top)).exp()
+
+    @cached_property
+    def top(self) -> Float[Tensor, "batch 1 out"]:
+        """The largest entry for each value behind."""
+        return _finite(self.log.amax(-2, keepdim=True))
+
+    @cached_property
+    def linear(self) -> Float[Tensor, "batch in out"]:
+        """Relative to that."""
+        return (self.log - self.top).exp()
+
+    @cached_property
+    def transposed(self) -> Table:
+        """From behind."""
+        return Table(self.log.mT)
 
 
 class SumProduct:
@@ -43,17 +58,22 @@ class SumProduct:
     ) -> Float[Tensor, "batch rows out"]:
         """log sum_k exp(vectors[.., k] + table[k, ..]), in the table's precision."""
         vectors = vectors.to(table.log.dtype)
-        top = vectors.amax(-1, keepdim=True)
-        linear = (vectors - _finite(top)).exp() @ table.linear
-        result = linear.log() + _finite(top) + _finite(table.top)
+        top = _finite(vectors.amax(-1, keepdim=True))
+        scaled = (vectors - top).exp()
+        if len(table.log) == 1:  # one matrix product for the whole batch
+            linear = (scaled.flatten(0, -2) @ table.linear[0]).reshape(*vectors.shape[:-1], -1)
+        else:
+            linear = scaled @ table.linear
+        result = linear.log().add_(top).add_(table.top)
         info = torch.finfo(linear.dtype)
-        doubtful = linear < info.tiny / info.eps * vectors.shape[-1]
-        doubtful = doubtful & (top > -torch.inf) & (table.top > -torch.inf)
-        if bool(doubtful.any()):
-            places = doubtful.nonzero()
-            for b, r, n in (part.unbind(1) for part in places.split(max(1, CHUNK // vectors.shape[-1]))):
-                column = table.log[b if len(table.log) > 1 else torch.zeros_like(b), :, n]
-                result[b, r, n] = torch.logsumexp(vectors[b, r] + column, -1)
+        least = info.tiny / info.eps * vectors.shape[-1]
+        if not linear.numel() or bool(linear.amin() > least):
+            return result
+        doubtful = (linear <= least) & (top > info.min) & (table.top > info.min)
+        places = doubtful.nonzero()
+        for b, r, n in (part.unbind(1) for part in places.split(max(1, CHUNK // vectors.shape[-1]))):
+            column = table.log[b if len(table.log) > 1 else torch.zeros_like(b), :, n]
+            result[b, r, n] = torch.logsumexp(vectors[b, r] + column, -1)
         return result
 
     def segments(self, values: Tensor, index: Tensor, count: int) -> Tensor:
@@ -62,7 +82,7 @@ class SumProduct:
         top = values.new_full((len(values), count, values.shape[-1]), -torch.inf)
         top = _finite(top.scatter_reduce(1, where, values, "amax"))
         total = torch.zeros_like(top).index_add(1, index, (values - top.gather(1, where)).exp())
-        return total.log() + top
+        return total.log().add_(top)
 
     def join(self, one: Tensor, two: Tensor) -> Tensor:
         """The sum of two results."""
@@ -85,6 +105,7 @@ class MaxProduct:
     ) -> Float[Tensor, "batch rows out"]:
         """max_k vectors[.., k] + table[k, ..]."""
         width = max(1, CHUNK // max(1, vectors.numel()))
+        vectors = vectors.to(table.log.dtype)
         parts = [(vectors[..., None] + part[:, None]).amax(-2) for part in table.log.split(width, dim=-1)]
         return torch.cat(parts, -1)
 

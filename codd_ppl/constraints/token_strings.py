@@ -66,8 +66,8 @@ def _of_tokenizer(tokenizer: Tokenizer) -> dict[int, bytes]:
     else:
         name = "no decoder, which puts spaces between tokens" if decoder is None else sorted(kinds)
         raise ConfigError(
-            f"tokenizer: expected a decoder that joins tokens (Fuse, ByteLevel, Metaspace, ByteFallback), found {name}; "
-            "give a list with the text of each token id instead"
+            f"tokenizer: expected a decoder that joins tokens (Fuse, ByteLevel, Metaspace, ByteFallback), found "
+            f"{name}; give a list with the text of each token id instead"
         )
     ids = cast("dict[str, int]", tokenizer.get_vocab(with_added_tokens=True))
     return {i: token.encode() if i in added else spell(token) for token, i in ids.items() if i not in special}
