@@ -5,6 +5,7 @@ The only file that imports it.
 
 from __future__ import annotations
 
+import random
 import re
 
 import interegular
@@ -16,9 +17,10 @@ from codd_ppl.errors import ConfigError
 
 __all__ = ["from_pattern"]
 
-_ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
-_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
+_CODE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2})")
 _LOOK = re.compile(r"\(\?<?[=!]|\(\?\(|\(\?>|[*+?}]\+")
+CHECKS = 200
+"""So many texts are read by ``re``, too, before an automaton is trusted."""
 
 
 def from_pattern(pattern: str) -> Automaton:
@@ -34,8 +36,8 @@ def from_pattern(pattern: str) -> Automaton:
         raise ConfigError(
             f"regex: expected a regular expression, but {pattern!r}: {error}; correct it"
         ) from None
-    plain = _ESCAPED.sub(_unescaped, _unanchored(pattern))
-    look = _LOOK.search(_CLASS.sub("C", re.sub(r"\\.", "E", plain, flags=re.DOTALL)))
+    plain, skeleton = _plain(_unanchored(pattern))
+    look = _LOOK.search(skeleton)
     if look is not None:
         raise _unsupported(pattern, f"{look[0]!r} (look-around, conditions, atomic and possessive groups)")
     try:
@@ -56,7 +58,41 @@ def from_pattern(pattern: str) -> Automaton:
             if key in columns:
                 columns[key][place[state]] = place[target]
     accepting = np.array([*(state in machine.finals for state in states), False])
-    return Automaton(starts, np.stack([columns[key] for key in keys], 1), accepting).minimized()
+    automaton = Automaton(starts, np.stack([columns[key] for key in keys], 1), accepting).minimized()
+    _check(pattern, automaton)
+    return automaton
+
+
+def _check(pattern: str, automaton: Automaton) -> None:
+    """Compare with ``re`` on random texts that the automaton accepts, and on such texts with one character changed."""
+    chooser, live = random.Random(0), automaton.live
+    if not live[0]:
+        return
+    stops = [*automaton.starts[1:].tolist(), 0x110000]
+    ranges = list(zip(automaton.starts.tolist(), stops, strict=True))
+    readings = [re.compile(pattern, flags) for flags in (re.ASCII, re.UNICODE)]
+
+    def character(column: int) -> str:
+        low, high = ranges[column]
+        point = chooser.randrange(low, min(high, low + 64))
+        return chr(point) if not 0xD800 <= point < 0xE000 else chr(low - 1)
+
+    for _ in range(CHECKS):
+        state, text = 0, ""
+        while len(text) < 12 and not (automaton.accepting[state] and chooser.random() < 0.3):
+            columns = live[automaton.table[state]].nonzero()[0].tolist()
+            if not columns:
+                break
+            column = chooser.choice(columns)
+            text += character(column)
+            state = int(automaton.table[state, column])
+        place, other = chooser.randint(0, len(text)), character(chooser.randrange(len(ranges)))
+        for candidate in (text, text[:place] + other + text[place + chooser.randint(0, 1) :]):
+            verdict = automaton.accepts(candidate)
+            if verdict not in [reading.fullmatch(candidate) is not None for reading in readings]:
+                raise _unsupported(
+                    pattern, f"it would {'' if verdict else 'not '}match {candidate!r}, unlike re"
+                )
 
 
 def _unanchored(pattern: str) -> str:
@@ -70,13 +106,47 @@ def _unanchored(pattern: str) -> str:
     return pattern
 
 
-def _unescaped(match: re.Match[str]) -> str:
-    """Code point escapes as the characters that they mean, all others as they are."""
-    body = match[1]
-    if len(body) == 1:
-        return match[0]
-    character = chr(int(body[1:], 16))
-    return "\\" + character if not character.isalnum() and not character.isspace() else character
+def _plain(pattern: str) -> tuple[str, str]:
+    """The pattern with code points for their escapes and every bracket in a class escaped, and its skeleton.
+
+    The skeleton has one letter for each class and each escape, so that what looks like syntax there is syntax.
+    """
+    plain, skeleton, place = "", "", 0
+
+    def escape() -> str:
+        code = _CODE.match(pattern, place)
+        if code is None:
+            return pattern[place : place + 2]
+        return code[0]
+
+    while place < len(pattern):
+        if pattern[place] == "\\":
+            plain, skeleton, place = plain + _literal(escape()), skeleton + "E", place + len(escape())
+        elif pattern[place] == "[":
+            start = place + (2 if pattern[place + 1 : place + 2] == "^" else 1)
+            plain, skeleton, place = plain + pattern[place:start], skeleton + "C", start
+            while place == start or pattern[place] != "]":
+                if pattern[place] == "\\":
+                    plain, place = plain + _literal(escape()), place + len(escape())
+                else:
+                    character = pattern[place]
+                    plain, place = plain + ("\\" + character if character in "[]" else character), place + 1
+            plain, place = plain + "]", place + 1
+        else:
+            plain, skeleton, place = plain + pattern[place], skeleton + pattern[place], place + 1
+    return plain, skeleton
+
+
+def _literal(escape: str) -> str:
+    """The character that a code point's escape means, itself escaped where that may matter; others as they are."""
+    if len(escape) == 2:
+        return escape if escape.isascii() else escape[1]
+    character = chr(int(escape[2:], 16))
+    return (
+        "\\" + character
+        if character.isascii() and character.isprintable() and not character.isalnum()
+        else character
+    )
 
 
 def _unsupported(pattern: str, found: str) -> ConfigError:

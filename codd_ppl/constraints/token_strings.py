@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -69,7 +69,7 @@ def _of_tokenizer(tokenizer: Tokenizer) -> dict[int, bytes]:
             f"tokenizer: expected a decoder that joins tokens (Fuse, ByteLevel, Metaspace, ByteFallback), found "
             f"{name}; give a list with the text of each token id instead"
         )
-    ids = cast("dict[str, int]", tokenizer.get_vocab(with_added_tokens=True))
+    ids = tokenizer.get_vocab(with_added_tokens=True)
     return {i: token.encode() if i in added else spell(token) for token, i in ids.items() if i not in special}
 
 
