@@ -56,6 +56,6 @@ class ExtendedGraph:
     def law(self, prior: CoupledCategorical) -> CoupledCategorical:
         """The law given the constraint; its latents include the automaton, which its tokens determine."""
         evidence = prior.log_evidence
-        own = {k: v for k, v in prior.log_potentials.items() if k != prior.sites}
-        tables = {k: v.to(evidence) for k, v in self.tables.items()}
-        return CoupledCategorical(self.plan, {**own, **tables}, evidence, prior.tokens, prior.known)
+        potentials = {k: v for k, v in prior.log_potentials.items() if k != prior.sites}
+        potentials.update((k, v.to(evidence)) for k, v in self.tables.items())
+        return CoupledCategorical(self.plan, potentials, evidence, prior.tokens, prior.known)

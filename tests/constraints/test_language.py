@@ -16,9 +16,9 @@ TEXTS = ["".join(t) for n in range(5) for t in itertools.product("ab1 \né", rep
 
 PATTERNS = [
     r"", r"a", r"a*", r"(a|b)+", r"[ab]{2,3}", r"a{,2}b?", r".*", r"(?s).*", r"[^a]*", r"[^\n]+", r"\d+", r"\D*",
-    r"\w\W", r"\s\S*", r"(?:ab|1)*", r"(?P<x>a)b", r"a|b|", r"(a*)*b", r"(?i:A)b*", r"\x61\u00e9?", r"[\x61-\x62]+", r"^a+$",
-    r"\Aab\Z", r"a\$", r"[]a]+", r"[^]a]+", r"[a\-b]*", r"(?:a|ab)(?:b|)", r"a*?b+?", r"(?s)a.b",
-    r"\é+", r"[\w\s]{4}", r"[^]\]a]{2}", r"a{1}{2}?",
+    r"\w\W", r"\s\S*", r"(?:ab|1)*", r"(?P<x>a)b", r"a|b|", r"(a*)*b", r"(?i:A)b*", r"\x61\u00e9?", r"[\x61-\x62]+",
+    r"^a+$", r"\Aab\Z", r"a\$", r"[]a]+", r"[^]a]+", r"[a\-b]*", r"(?:a|ab)(?:b|)", r"a*?b+?", r"(?s)a.b",
+    r"\é+", r"[\w\s]{4}", r"[^]\]a]{2}", r"(?:a{1}){2}?",
 ]  # fmt: skip
 
 
