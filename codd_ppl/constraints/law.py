@@ -14,7 +14,7 @@ from codd_ppl.constraints.layers import Layers
 from codd_ppl.constraints.passes import Passes
 from codd_ppl.constraints.products import MaxProduct, SumProduct
 from codd_ppl.distributions import CoupledCategorical
-from codd_ppl.errors import ConfigError, InfeasibleError
+from codd_ppl.errors import ConfigError, InfeasibleError, ShapeError
 from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["ConstrainedCategorical"]
@@ -79,12 +79,20 @@ class ConstrainedCategorical:
             (*sample, *batch) nats, float64; -inf for what breaks the constraint or contradicts what is known.
 
         Raises:
+            ShapeError: shapes that don't broadcast.
             InfeasibleError: no text that satisfies the constraint is possible.
         """
         self._require_feasible()
         chosen = torch.ones_like(value, dtype=torch.bool) if sites is None else sites
+        whole = (*self.batch_shape, *self.event_shape)
+        try:
+            shape = torch.broadcast_shapes(value.shape, chosen.shape, whole)[:-1]
+        except RuntimeError:
+            raise ShapeError(
+                f"expected tokens, and sites if given, of shape (*sample, {', '.join(map(str, whole))}), found "
+                f"{tuple(value.shape)} and {tuple(chosen.shape)}"
+            ) from None
         value, chosen = torch.broadcast_tensors(value, chosen)
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         value, chosen = (t.expand(*shape, value.shape[-1]) for t in (value, chosen))
         clash = (self.prior.known & chosen & (value != self.prior.tokens)).any(-1)
         clamped = self.prior.expand(shape).condition(value, chosen & ~self.prior.known)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from time import perf_counter
 
 import interegular
 import numpy as np
@@ -20,7 +21,10 @@ __all__ = ["from_pattern"]
 _CODE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2})")
 _LOOK = re.compile(r"\(\?<?[=!]|\(\?\(|\(\?>|[*+?}]\+")
 CHECKS = 200
-"""So many texts are read by ``re``, too, before an automaton is trusted."""
+"""So many texts are read by ``re``, too, before an automaton is trusted, short ones first."""
+
+PATIENCE = 0.5
+"""Seconds that this may take: some patterns cost ``re`` a time that is exponential in the text."""
 
 
 def from_pattern(pattern: str) -> Automaton:
@@ -77,9 +81,14 @@ def _check(pattern: str, automaton: Automaton) -> None:
         point = chooser.randrange(low, min(high, low + 64))
         return chr(point) if not 0xD800 <= point < 0xE000 else chr(low - 1)
 
-    for _ in range(CHECKS):
+    end = perf_counter() + PATIENCE
+    for check in range(CHECKS):
+        if perf_counter() > end:
+            return
         state, text = 0, ""
-        while len(text) < 12 and not (automaton.accepting[state] and chooser.random() < 0.3):
+        while len(text) < 1 + 12 * check // CHECKS and not (
+            automaton.accepting[state] and chooser.random() < 0.3
+        ):
             columns = live[automaton.table[state]].nonzero()[0].tolist()
             if not columns:
                 break

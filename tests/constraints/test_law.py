@@ -10,7 +10,7 @@ from codd_ppl.constraints.backbone import path_of
 from codd_ppl.constraints.law import ConstrainedCategorical
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.distributions import CoupledCategorical
-from codd_ppl.errors import InfeasibleError
+from codd_ppl.errors import InfeasibleError, ShapeError
 from codd_ppl.graphs import topologies
 from codd_ppl.testing import chi_square_p_value
 
@@ -111,6 +111,14 @@ def test_conditioning_and_entropy(case, spell, vocabulary) -> None:
     torch.testing.assert_close(
         law.log_prob(x, sites=some) + given.log_prob(x), law.log_prob(x), rtol=1e-9, atol=1e-9
     )
+
+
+def test_shapes_that_do_not_fit_are_named(case, vocabulary) -> None:
+    law = case("chain").law(
+        constraints.constrain(case("chain").coupling, constraints.regex("(?s).*"), vocabulary)
+    )
+    with pytest.raises(ShapeError, match=r"sample, 2, 4.*found \(3, 4\)"):
+        law.log_prob(torch.zeros(3, 4, dtype=torch.int64))
 
 
 def test_float32_with_everything_against_the_constraint(vocabulary) -> None:
