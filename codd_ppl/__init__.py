@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from codd_ppl import constraints
 from codd_ppl.compiler import compile
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer
@@ -26,6 +27,7 @@ __all__ = [
     "CoDDModule",
     "TextDataModule",
     "Sampler",
+    "constraints",
     "BidirectionalTransformer",
     "__version__",
 ]

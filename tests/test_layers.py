@@ -25,7 +25,7 @@ LAYERS = {
     "potentials": 4,
     "distributions": 5,
     "coupling": 6,
-    "spanning_tree_coupling": 7, "diffusion": 7, "denoisers": 7,
+    "spanning_tree_coupling": 7, "constraints": 7, "diffusion": 7, "denoisers": 7,
     "model_folder": 8,
     "sampling": 9,
     "training": 10, "evaluation": 10,
@@ -42,6 +42,7 @@ SEAMS = {
     "torch_struct": "inference/chain.py",
     "transformers": "denoisers/pretrained.py",
     "lm_eval": "evaluation/harness.py",
+    "interegular": "constraints/patterns.py",
 }
 # ... or some units alone ...
 UNITS = {"lightning": {"training", "cli", "demo"}, "pytorch_lightning": set[str]()}

@@ -8,11 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import reduce
+from operator import and_
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from codd_ppl import CouplingLayer, FactorGraph, Sampler, topologies
+from codd_ppl import CouplingLayer, FactorGraph, Sampler, constraints, topologies
 from codd_ppl.commands.device import named_device
 from codd_ppl.commands.generate_output import Output, Text, text_output
 from codd_ppl.commands.generate_page import Recorder
@@ -63,6 +66,7 @@ def run_generate(options: argparse.Namespace) -> None:
         if not all(0 <= token < vocab for token in options.stop_token):
             raise ConfigError(f"--stop-token: expected ids from 0 to {vocab - 1}, found {options.stop_token}")
         rules.append(StopTokens(*options.stop_token))
+    _check_constrained(options, [len(task.template) for task in tasks], saved.coupling.sites)
     sampler = text_sampler_of(options, sampler_of(options, saved), FirstStop(*rules))
     generator = torch.Generator(device).manual_seed(options.seed)
     output = text_output(options.jsonl, saved.tokenizer, saved.denoiser.mask_token_id, len(tasks))
@@ -82,10 +86,13 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:
     """The sampler of one block; what is new in :class:`Sampler` gets its option here."""
-    coupling = saved.coupling
+    coupling: Any = saved.coupling
     if options.factorised:
         vocab = saved.denoiser.vocab_size
-        coupling = CouplingLayer(topologies.independent(coupling.sites, vocab), vocab)
+        coupling = CouplingLayer(topologies.independent(coupling.sites, vocab), vocab).to(options.device)
+    wanted = _constraints(options)
+    if wanted:
+        coupling = constraints.constrain(coupling, reduce(and_, wanted), saved.tokenizer)
     network = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
     if options.temperature == 0:
         raise ConfigError("--temperature: expected a number above 0, found 0; use --drawing mode")
@@ -99,6 +106,23 @@ def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:
         **({} if options.remasking is None else {"remasking": options.remasking}),
         **{name: value for name, value in network.items() if value is not None},
     )
+
+
+def _constraints(options: argparse.Namespace) -> list[constraints.Constraint]:
+    found = [] if options.regex is None else [constraints.regex(options.regex)]
+    found += [constraints.contains(options.contains)] if options.contains else []
+    return found + ([constraints.forbids(options.forbids)] if options.forbids else [])
+
+
+def _check_constrained(options: argparse.Namespace, lengths: Sequence[int], sites: int) -> None:
+    if not _constraints(options):
+        return
+    if set(lengths) != {sites} or (options.block_length or sites) != sites:
+        raise ConfigError(
+            f"--regex, --contains and --forbids are about one text of the model's {sites} tokens, prompt included, "
+            f"found texts of {sorted(set(lengths))} and --block-length {options.block_length}; leave out --length and "
+            f"--block-length, or give a template of {sites} tokens"
+        )
 
 
 def _drawing(options: argparse.Namespace) -> str | Draw:

@@ -57,6 +57,14 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--stop-token", type=int, action="append", default=[], metavar="ID", help="end with this token"
     )
+    must = generate.add_argument_group("what the text must be, prompt included (texts of the model's sites)")
+    must.add_argument("--regex", metavar="PATTERN", help="match this regular expression as a whole")
+    must.add_argument(
+        "--contains", action="append", default=[], metavar="TEXT", help="contain this; repeatable"
+    )
+    must.add_argument(
+        "--forbids", action="append", default=[], metavar="TEXT", help="not contain this; repeatable"
+    )
     how = generate.add_argument_group("how")
     how.add_argument("--steps", type=int, default=4, help="reverse steps of each block, or of the whole text")
     how.add_argument(

@@ -7,9 +7,11 @@ from codd_ppl.sampling.blocks import BlockSampler
 from codd_ppl.sampling.cover import Cover, minimum_cover
 from codd_ppl.sampling.drawing import AnyOrder, Draw, Joint, KBest, Latent, Mode, drawing_method, k_best
 from codd_ppl.sampling.extension import extended, on_graph
+from codd_ppl.sampling.generation import Generation
 from codd_ppl.sampling.logits import Temperature, TopK, TopP
 from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.protocol import (
+    CheckedCoupling,
     Coupling,
     JointDistribution,
     LatentDistribution,
@@ -19,7 +21,7 @@ from codd_ppl.sampling.protocol import (
     WarmCoupling,
 )
 from codd_ppl.sampling.remasking import Cap, Confident, Remasking, RemaskState, Rescale, remasking_strategy
-from codd_ppl.sampling.sampler import Generation, Sampler
+from codd_ppl.sampling.sampler import Sampler
 from codd_ppl.sampling.scoring import Best, PathScore, best_of, path_nelbo
 from codd_ppl.sampling.step import OnStep, Step
 from codd_ppl.sampling.stopping import FirstStop, NeverStop, StopRule, StopStrings, StopTokens
@@ -46,6 +48,7 @@ __all__ = [
     "Best",
     "BlockSampler",
     "Cap",
+    "CheckedCoupling",
     "Confidence",
     "ConfidenceThreshold",
     "Confident",

@@ -15,7 +15,7 @@ from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import topologies
-from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
+from codd_ppl.sampling.protocol import CheckedCoupling, Coupling, JointDistribution, WarmCoupling
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = ["ActivatedCoupling", "RowwiseLaw"]
@@ -34,7 +34,7 @@ class ActivatedCoupling(nn.Module):
         gamma: the paper's default is 0.8.
 
     Raises:
-        ConfigError: gamma outside of [0, 1].
+        ConfigError: gamma outside of [0, 1]; a coupling with hard constraints, which independent tokens would break.
     """
 
     def __init__(self, coupling: Coupling, gamma: float = 0.8) -> None:
@@ -43,6 +43,11 @@ class ActivatedCoupling(nn.Module):
             raise ConfigError(
                 f"active_below: expected a share of masked sites from 0 to 1, found {gamma!r}; the paper's is 0.8, and "
                 "1 always couples"
+            )
+        if isinstance(coupling, CheckedCoupling):
+            raise ConfigError(
+                f"active_below: expected a coupling without hard constraints, found {type(coupling).__name__}; where "
+                "the coupling is off tokens are independent and would break them: leave active_below out"
             )
         self.coupling, self.gamma = coupling, gamma
         self.sites, self.vocab_size = coupling.sites, coupling.vocab_size

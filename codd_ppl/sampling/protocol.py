@@ -12,6 +12,7 @@ import torch
 from codd_ppl.typing import Bool, Float, Int, Tensor
 
 __all__ = [
+    "CheckedCoupling",
     "Coupling",
     "JointDistribution",
     "LatentDistribution",
@@ -111,6 +112,14 @@ class Coupling(Protocol):
         known: Bool[Tensor, "batch sites"],
     ) -> JointDistribution:
         """Couple the logits; ``tokens`` is read where ``known`` only."""
+
+
+@runtime_checkable
+class CheckedCoupling(Protocol):
+    """A coupling that can tell from the known tokens alone that there is nothing to draw (hard constraints)."""
+
+    def check(self, tokens: Int[Tensor, "batch sites"], known: Bool[Tensor, "batch sites"], /) -> None:
+        """Raise ``InfeasibleError`` where the known tokens can't be completed."""
 
 
 @runtime_checkable

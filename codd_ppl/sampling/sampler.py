@@ -1,8 +1,7 @@
 """The few-step sampler: one network call and one joint draw per reverse step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,69 +13,20 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import SetDistribution
 from codd_ppl.diffusion.schedules import LinearSchedule, Schedule
 from codd_ppl.errors import ConfigError, ShapeError, TokenError
-from codd_ppl.graphs import FactorGraph
-from codd_ppl.graphs.properties import token_edges
 from codd_ppl.sampling.activation import ActivatedCoupling
 from codd_ppl.sampling.arguments import sampler_arguments
 from codd_ppl.sampling.drawing import Draw, drawing_method
+from codd_ppl.sampling.generation import Generation
 from codd_ppl.sampling.logits import LogitsTransform, chain_of
-from codd_ppl.sampling.page import RevealedText, reveal_page
 from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.prediction import Prediction
-from codd_ppl.sampling.protocol import Coupling, JointDistribution, WarmCoupling
+from codd_ppl.sampling.protocol import CheckedCoupling, Coupling, JointDistribution, WarmCoupling
 from codd_ppl.sampling.remasking import Remasking, RemaskState, remasking_strategy
 from codd_ppl.sampling.step import OnStep, Step
 from codd_ppl.sampling.unmasking import RevealState, UnmaskingPolicy
-from codd_ppl.typing import Bool, Float, Int, Tensor
+from codd_ppl.typing import Bool, Int, Tensor
 
 __all__ = ["Generation", "Sampler", "evaluation_mode", "device_of"]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a sampler wrote.
-
-    Attributes:
-        tokens: (batch, sites) int64, the template with every masked site written ((sites,) for such a template).
-        nfe: number of network calls that it took; a call serves the whole batch.
-        history: int64 of the shape of ``tokens``, the step (0 .. steps - 1, in the order of generation) in
-            which a site was revealed, the last one where it was masked again; -1 where the template gave the token.
-        confidence: float of the shape of ``tokens``, the coupled marginal probability p_i(x_i | xt) of each token in
-            the step that drew it, 1 where the template gave it; None unless ``generate(record=True)``.
-    """
-
-    tokens: Int[Tensor, "*batch sites"]
-    nfe: int
-    history: Int[Tensor, "*batch sites"]
-    confidence: Float[Tensor, "*batch sites"] | None = None
-
-    def to_html(
-        self,
-        decode: Callable[[list[int]], str],
-        graph: FactorGraph | None = None,
-        title: str = "Reveal, step by step",
-    ) -> str:
-        """One self-contained page that plays the reveal (:func:`codd_ppl.sampling.page.reveal_page`).
-
-        Args:
-            decode: token ids -> text, such as ``tokenizer.decode``; asked for one token at a time.
-            graph: of the coupling, for the arcs between tokens.
-            title: of the page.
-        """
-        edges = () if graph is None else token_edges(graph)
-        rows = zip(
-            torch.atleast_2d(self.tokens).tolist(), torch.atleast_2d(self.history).tolist(), strict=True
-        )
-        sure = None if self.confidence is None else torch.atleast_2d(self.confidence).tolist()
-        return reveal_page(
-            [
-                RevealedText(
-                    [decode([token]) for token in row], steps, None if sure is None else sure[i], edges
-                )
-                for i, (row, steps) in enumerate(rows)
-            ],
-            title,
-        )
 
 
 class Sampler:
@@ -185,6 +135,7 @@ class Sampler:
             ShapeError: wrong dtype, dimension or length.
             TokenError: ids that are neither in the vocabulary nor the mask token.
             ConfigError: a generator on another device, or a policy that reveals what is not masked.
+            InfeasibleError: the coupling has a constraint that the known tokens break, before the network is run.
         """
         self._check(template)
         device = device_of(self.denoiser, default=template.device)
@@ -195,6 +146,8 @@ class Sampler:
             )
         xt = torch.atleast_2d(template.to(device))
         masked = open_sites = xt == self.denoiser.mask_token_id
+        if isinstance(self.coupling, CheckedCoupling):
+            self.coupling.check(xt, ~masked)
         history = torch.where(masked, self.steps, -1)
         noted = record or (self.remasking is not None and self.remasking.needs_confidence)
         confidence = torch.ones(xt.shape, device=device) if noted else None

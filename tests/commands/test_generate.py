@@ -405,3 +405,36 @@ def test_the_page_of_a_graph_with_other_edges(folder: Path, tmp_path: Path) -> N
     edges = {tuple(edge) for edge in sample["edges"]}
     inside = set(token_edges(load_model(folder / "tree").coupling.graph))
     assert inside <= edges and max(max(edge) for edge in edges) < 12
+
+
+# ------------------------------------------------------------------------------------------------ constraints
+
+
+def test_what_the_text_must_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--samples", "20", "--jsonl", "--steps", "3", "--prompt", "the"]
+    assert generate(folder, *words, "--regex", "[a-z ]+", "--contains", "at", "--forbids", "t a") == 0
+    texts = [row["text"] for row in lines(capsys)]
+    assert len(set(texts)) > 5 and {len(text) for text in texts} == {SITES}
+    for text in texts:
+        assert re.fullmatch("the[a-z ]+", text) and "at" in text and "t a" not in text
+    assert generate(folder, *words, "--samples", "2", "--factorised", "--regex", "the (dog|cat) ?") == 0
+    assert all(row["text"] in ("the dog ", "the cat ") for row in lines(capsys))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--regex", "[a-z"], "[a-z"),
+        (["--regex", "dog.*", "--prompt", "cat"], "cat"),
+        (["--contains", "a", "--length", "20"], "leave out --length"),
+        (["--contains", "a", "--block-length", "4"], "leave out --length"),
+        (["--contains", "a", "--active-below", "0.5"], "leave active_below out"),
+        (["--contains", "a", "--drawing", "any_order"], 'use drawing="joint"'),
+    ],
+)
+def test_constraints_that_do_not_go(
+    folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(folder, *words) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and not captured.out
