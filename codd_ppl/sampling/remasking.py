@@ -10,6 +10,7 @@ masks have the marginals of the process that the network was trained on. The las
 Sites that the template gave are never touched. Where sigma doesn't look at the values, a perfect joint keeps its law.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -69,7 +70,7 @@ class Remasking(Protocol):
 
 
 @dataclass(frozen=True)
-class _Uniform:
+class _Uniform(ABC):
     """The same sigma at every written site."""
 
     eta: float = 0.04
@@ -83,9 +84,9 @@ class _Uniform:
         """No."""
         return False
 
+    @abstractmethod
     def sigma(self, state: RemaskState) -> float:
         """Chance that a written site is masked again, at most ``state.sigma_max``."""
-        raise NotImplementedError
 
     def remask(self, state: RemaskState) -> Bool[Tensor, "batch sites"]:
         """Independent coins with chance sigma."""

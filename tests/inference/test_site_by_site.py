@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codd_ppl import CouplingLayer, topologies
-from codd_ppl.distributions import coupled_categorical
+from codd_ppl.distributions import coupled_categorical, decoding
 from codd_ppl.errors import ConfigError, InfeasibleError, ShapeError
 from codd_ppl.inference import log_score, native
 from codd_ppl.inference.site_by_site import draw_along_path, visits
@@ -97,7 +97,7 @@ def test_the_cursor_draws_what_full_queries_draw_from_the_same_numbers(
         ) is not None  # fmt: skip
         fast = dist.sample_in_turns(turns, temperature, seeded(3))
         with monkeypatch.context() as patch:
-            patch.setattr(coupled_categorical, "draw_along_path", lambda *_: None)
+            patch.setattr(decoding, "draw_along_path", lambda *_: None)
             slow = dist.sample_in_turns(turns, temperature, seeded(3))
         assert torch.equal(fast, slow)
         assert torch.equal(fast[dist.known], dist.tokens[dist.known])
