@@ -112,9 +112,7 @@ def test_the_text8_recipes_run_one_after_the_other(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chain", CHAINS)
-def test_recipes_run_one_after_the_other(
-    chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipes_run_one_after_the_other(chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With their own sizes, on a text that has as many characters or pieces of words."""
     monkeypatch.chdir(tmp_path)
     draw = random.Random(1)
