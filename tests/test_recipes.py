@@ -129,3 +129,18 @@ def test_recipes_run_one_after_the_other(chain: str, tmp_path: Path, monkeypatch
     if chain == "text8":
         check_text8(found)
         assert found["text8_256/hmm"].coupling.sites == 256
+
+
+WEIGHTS = sorted(path.parent for path in MODELS.glob("*/weights/model.json"))
+
+
+@pytest.mark.parametrize("folder", WEIGHTS, ids=[path.parent.name for path in WEIGHTS])
+def test_weights_write_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are small, load, and write another text with the coupling than without."""
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 16_000_000
+    found = []
+    for more in ([], ["--factorised"]):
+        assert main(["generate", str(folder), "--samples", "2", "--steps", "2", "--jsonl", *more]) == 0
+        found.append([json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()])
+    sites = load_model(folder).coupling.sites
+    assert found[0] != found[1] and all(len(text) >= sites for text in found[0])
