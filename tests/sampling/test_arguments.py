@@ -71,7 +71,7 @@ def test_what_they_mean_here(theirs, ours):
         ({"temperature": -1.0}, "temperature"),
         ({"stepz": 8}, "stepz: unknown.*steps"),
         ({"gen_length": 128}, "template"),
-        ({"cfg_scale": 2.0}, "denoiser"),
+        ({"cfg_scale": 2.0}, "guidance=0.5"),
         ({"editing_threshold": 0.5}, "remasking"),
         ({"seed": 0}, "manual_seed"),
     ],
