@@ -101,15 +101,27 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--batch", type=int)
     explain.set_defaults(run=_explain)
 
-    bench = commands.add_parser("bench", help="time the inference engine against other libraries")
-    bench.add_argument("what", choices=["inference"])
-    bench.add_argument("--quick", action="store_true", help="small sizes, a minute")
-    bench.add_argument("--only", help="parts, such as T1,T3,numerics; all if left out")
-    bench.add_argument("--budget", type=float, default=1800.0, help="seconds; no cell is begun later")
-    bench.add_argument("--threads", type=int, default=1)
-    bench.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine in use")
-    bench.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
-    bench.set_defaults(run=_bench)
+    bench = commands.add_parser("bench", help="time the inference engine, or the steps of decoding")
+    what = bench.add_subparsers(required=True, metavar="inference | decoding")
+    engine = what.add_parser("inference", help="the inference engine against other libraries")
+    engine.add_argument("--quick", action="store_true", help="small sizes, a minute")
+    engine.add_argument("--only", help="parts, such as T1,T3,numerics; all if left out")
+    engine.add_argument("--budget", type=float, default=1800.0, help="seconds; no cell is begun later")
+    engine.add_argument("--threads", type=int, default=1)
+    engine.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine in use")
+    engine.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
+    engine.set_defaults(run=_bench)
+    decoding = what.add_parser("decoding", help="network and coupling in a step of decoding")
+    decoding.add_argument("model", type=Path, nargs="?", help="a model folder; default: the demo's")
+    decoding.add_argument("--steps", type=int, default=4)
+    decoding.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 32])
+    decoding.add_argument("--drawing", nargs="+", default=["joint", "latent", "any_order", "mode"])
+    decoding.add_argument("--repeats", type=int, default=9)
+    decoding.add_argument("--threads", type=int, default=1)
+    decoding.add_argument("--device", default="cpu", help="such as cuda")
+    decoding.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine in use")
+    decoding.add_argument("--output", type=Path, help="also write the figures as JSON")
+    decoding.set_defaults(run=_bench_decoding)
     return parser
 
 
@@ -168,7 +180,13 @@ def _bench(options: argparse.Namespace) -> None:
     parts = PARTS if options.only is None else tuple(word.strip() for word in options.only.split(","))
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     settings = BenchmarkSettings(parts, options.quick, options.budget, threads=options.threads, clock=clock)
-    words = ["codd", "bench", options.what] + ["--quick"] * options.quick
+    words = ["codd", "bench", "inference"] + ["--quick"] * options.quick
     words += ["--clock", "cpu"] * (options.clock == "cpu")
     words += [] if options.only is None else ["--only", options.only]
     benchmark_inference(options.output, settings, shlex.join(words))
+
+
+def _bench_decoding(options: argparse.Namespace) -> None:
+    from codd_ppl.commands.bench_decoding import run_bench_decoding
+
+    run_bench_decoding(options)

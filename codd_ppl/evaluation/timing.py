@@ -18,7 +18,7 @@ from codd_ppl.evaluation.likelihood import Model
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import Sampler, UnmaskingPolicy
 
-__all__ = ["time_network", "time_sampling"]
+__all__ = ["time_network", "time_sampling", "wait_for"]
 
 
 def time_sampling(
@@ -102,10 +102,10 @@ def time_network(denoiser: Denoiser, sites: int, batch_size: int = 8, repeats: i
     xt = torch.full((batch_size, sites), denoiser.mask_token_id, device=device)
     taken = []
     for _ in range(repeats + 1):  # the first isn't counted
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         denoiser(xt)
-        _wait(device)
+        wait_for(device)
         taken.append((time.perf_counter() - start) / batch_size)
     return median(taken[1:])
 
@@ -115,14 +115,14 @@ def _generate(sampler: Sampler, sites: int, batch_size: int, seed: int) -> float
     device = device_of(sampler.denoiser, default=torch.device("cpu"))
     template = torch.full((batch_size, sites), sampler.denoiser.mask_token_id, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     sampler.generate(template, generator)
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Let queued work of an accelerator finish, so that it is counted where it belongs."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
