@@ -25,6 +25,8 @@ def shape(notebook: nbformat.NotebookNode) -> list[list[tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = nbformat.read(path, as_version=4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

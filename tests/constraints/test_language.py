@@ -54,6 +54,8 @@ def test_words_lengths_and_set_operations(constraint: constraints.Constraint, tr
     assert not wrong, wrong[:5]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_pattern_that_is_slow_in_python_is_read_all_the_same() -> None:
     constraint = constraints.regex(r"((?:(1{2,}|\D{,2}){,2}){1,2}|){2,}")
     assert constraint.accepts("11a") and not constraint.accepts("1")

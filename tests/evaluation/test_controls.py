@@ -30,6 +30,8 @@ def table(draws: int = 4, **models):
 
 
 @pytest.mark.parametrize("kind", ["latent", "free tables"])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_prior_alone_has_one_bound_for_every_number_of_steps(kind, denoiser):
     """And at one step it is the likelihood of the text under the prior, block by block."""
     if kind == "latent":

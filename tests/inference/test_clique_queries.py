@@ -109,6 +109,8 @@ def test_condition(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
+@pytest.mark.ci
 def test_divergences_and_expectations(seed):
     graph, plan, p, batch, rng = case(seed, infinite=0.2)
     q = {key: table + torch.randn_like(table) for key, table in p.items()}  # impossible where p is

@@ -91,6 +91,8 @@ CASES += [("hidden_markov", "python loop"), ("hidden_markov", "walk")]
 
 @pytest.mark.parametrize("infinite", [0.0, 0.3])
 @pytest.mark.parametrize(("name", "by"), CASES)
+@pytest.mark.slow
+@pytest.mark.ci
 def test_every_start_leads_to_the_one_fixed_point_and_that_stays(name, by, infinite, monkeypatch):
     route(by, monkeypatch)
     this = case(GRAPHS[name], batch=(3,), known=0.3, infinite=infinite, seed=3)

@@ -135,6 +135,8 @@ def test_the_same_as_torch(kind, dtype, threads, used, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("states", [300, native.LAID_OUT + 11])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_large_shared_tables_the_same_as_torch(states, dtype, threads, used, monkeypatch):
     """Tables read row by row, and those used as they lie; states no multiple of a register, batches none of four."""
     before = torch.get_num_threads()

@@ -102,6 +102,8 @@ def test_compiled_once(fresh, caplog):
 
 @needs_compiler
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_damaged_file_is_compiled_again(fresh, monkeypatch, tmp_path, part):
     """Cut off, as by a full disk: the operating system ends a process that loads such a file."""
     assert native.library() is not None
@@ -119,6 +121,8 @@ def test_a_damaged_file_is_compiled_again(fresh, monkeypatch, tmp_path, part):
 
 @needs_compiler
 @pytest.mark.parametrize("where", ["a file", "no home", "read-only"])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_cache_that_can_not_be_written(fresh, monkeypatch, tmp_path, where, caplog):
     if where == "a file":
         fresh.write_text("not a folder", encoding="utf-8")
@@ -144,6 +148,8 @@ def test_a_cache_that_can_not_be_written(fresh, monkeypatch, tmp_path, where, ca
 
 
 @needs_compiler
+@pytest.mark.slow
+@pytest.mark.ci
 def test_two_processes_at_once(fresh):
     command = [sys.executable, "-W", "error", "-c", CODE]
     both = [

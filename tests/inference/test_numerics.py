@@ -188,6 +188,8 @@ def long_chain():
     return compile(topologies.chain(LONG, 8)), {"edge": edge, tokens: unary}, edge, unary, tokens
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ten_thousand_sites_in_float32(long_chain):
     plan, tables, edge, unary, tokens = long_chain
     log_z, beliefs, best = chain_truth(edge.expand(LONG - 1, 8, 8), unary)

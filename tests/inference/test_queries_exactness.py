@@ -216,6 +216,8 @@ def test_p_and_q_may_have_other_keys():
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
+@pytest.mark.ci
 def test_derivatives(seed):
     graph, plan, tables, rng = case(seed * 5, infinite=0.0, mixed=False)  # unbatched
     keys, names = list(tables), list(graph.variables)
