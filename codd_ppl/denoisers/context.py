@@ -1,16 +1,16 @@
 """A denoiser of a part of a text: the network reads all of it, the part's sites come out."""
 
 import torch
-from torch import nn
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.denoisers.wrapped import WrappedDenoiser
 from codd_ppl.errors import ShapeError
 from codd_ppl.typing import Int, Tensor
 
 __all__ = ["InContext"]
 
 
-class InContext(nn.Module):
+class InContext(WrappedDenoiser):
     """Logits and hidden states of a window of a text, given the text around it.
 
         InContext(f, before, after)(xt) = f(before + xt + after), cut to the sites of xt
@@ -34,8 +34,7 @@ class InContext(nn.Module):
         before: Int[Tensor, "rows left"],
         after: Int[Tensor, "rows right"] | None = None,
     ) -> None:
-        super().__init__()
-        self.denoiser = denoiser
+        super().__init__(denoiser)
         self.before = before
         self.after = before[:, :0] if after is None else after
         for name, part in (("before", self.before), ("after", self.after)):
@@ -44,21 +43,6 @@ class InContext(nn.Module):
                     f"{name}: expected int64 ({len(before)}, any), a row of text for each window, found {part.dtype} "
                     f"{tuple(part.shape)}; pass token ids, rows of equal length"
                 )
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.vocab_size
-
-    @property
-    def mask_token_id(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.mask_token_id
-
-    @property
-    def hidden_size(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.hidden_size
 
     def forward(self, xt: Int[Tensor, "rows sites"]) -> DenoiserOutput:
         """Logits and hidden states of the window's sites."""

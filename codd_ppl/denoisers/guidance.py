@@ -1,16 +1,16 @@
 """Classifier-free guidance: the network with and without the prompt, extrapolated."""
 
 import torch
-from torch import nn
 
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.denoisers.wrapped import WrappedDenoiser
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.typing import Bool, Int, Tensor
 
-__all__ = ["Guided"]
+__all__ = ["Guided", "check_guidance"]
 
 
-class Guided(nn.Module):
+class Guided(WrappedDenoiser):
     """Logits that lean towards the prompt (Ho and Salimans 2022, arXiv:2207.12598; LLaDA, arXiv:2502.09992):
 
         logits = uncond + (1 + scale) (cond - uncond)
@@ -30,27 +30,11 @@ class Guided(nn.Module):
     """
 
     def __init__(self, denoiser: Denoiser, prompt: Bool[Tensor, "rows sites"], scale: float) -> None:
-        super().__init__()
-        if not 0.0 <= scale < float("inf"):
-            raise ConfigError(f"scale: expected a finite number of at least 0, found {scale}; 0 turns it off")
+        super().__init__(denoiser)
+        check_guidance("scale", scale)
         if prompt.dtype != torch.bool:
             raise ShapeError(f"prompt: expected bool, found {prompt.dtype}; pass template != mask_token_id")
-        self.denoiser, self.prompt, self.scale = denoiser, prompt, scale
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.vocab_size
-
-    @property
-    def mask_token_id(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.mask_token_id
-
-    @property
-    def hidden_size(self) -> int:
-        """Of the denoiser inside."""
-        return self.denoiser.hidden_size
+        self.prompt, self.scale = prompt, scale
 
     def forward(self, xt: Int[Tensor, "rows sites"]) -> DenoiserOutput:
         """Guided logits of every site, hidden states of the run with the prompt."""
@@ -65,3 +49,13 @@ class Guided(nn.Module):
         finite = cond.isfinite() & uncond.isfinite()
         difference = torch.where(finite, cond, 0.0) - torch.where(finite, uncond, 0.0)
         return DenoiserOutput(cond + self.scale * difference, output.hidden.chunk(2)[0])
+
+
+def check_guidance(name: str, scale: float) -> None:
+    """Whether a strength of guidance can be meant.
+
+    Raises:
+        ConfigError: below 0 or not finite.
+    """
+    if not 0.0 <= scale < float("inf"):
+        raise ConfigError(f"{name}: expected a finite number of at least 0, found {scale}; 0 is none")

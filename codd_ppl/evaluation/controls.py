@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codd_ppl.compiler import ContractionPlan, compile
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
+from codd_ppl.denoisers.wrapped import WrappedDenoiser
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import topologies
@@ -73,7 +74,7 @@ class PriorAlone(_Control):
         return CoupledCategorical(self.coupling.plan, tables, flat.expand_as(logits), tokens, known)
 
 
-class Sharpened(nn.Module):
+class Sharpened(WrappedDenoiser):
     """A denoiser whose logits are divided by a temperature: softmax(l / temperature).
 
     Args:
@@ -85,12 +86,10 @@ class Sharpened(nn.Module):
     """
 
     def __init__(self, denoiser: Denoiser, temperature: float) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if not temperature > 0:
             raise ConfigError(f"expected a temperature above 0, found {temperature}; 1 changes nothing")
-        self.denoiser, self.temperature = denoiser, float(temperature)
-        self.vocab_size, self.mask_token_id = denoiser.vocab_size, denoiser.mask_token_id
-        self.hidden_size = denoiser.hidden_size
+        self.temperature = float(temperature)
 
     def forward(self, xt: Int[Tensor, "*batch sites"]) -> DenoiserOutput:
         """Sharper logits, the same hidden states."""

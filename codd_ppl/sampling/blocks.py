@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from codd_ppl.denoisers.context import InContext
-from codd_ppl.denoisers.guidance import Guided
+from codd_ppl.denoisers.guidance import Guided, check_guidance
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of
 from codd_ppl.errors import ConfigError
@@ -68,10 +68,7 @@ class BlockSampler:
             )
         if context is not None and context < 0:
             raise ConfigError(f"context: expected at least 0, found {context}; None is all text before")
-        if not 0.0 <= guidance < float("inf"):
-            raise ConfigError(
-                f"guidance: expected a finite number of at least 0, found {guidance}; 0 is none"
-            )
+        check_guidance("guidance", guidance)
         self.sampler, self.block_length, self.context = sampler, block_length, context
         self.lookahead, self.guidance = lookahead, guidance
         self.stop: StopRule = NeverStop() if stop is None else stop

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from codd_ppl.errors import ConfigError
+from codd_ppl.sampling.names import by_name
 from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.protocol import (
     JointDistribution,
@@ -232,19 +233,10 @@ def drawing_method(name_or_draw: str | Draw) -> Draw:
         "mode": Mode,
         "k_best": KBest,
     }
-    if isinstance(name_or_draw, str):
-        if name_or_draw not in named:
-            raise ConfigError(
-                f"drawing: expected one of {', '.join(named)} or an object, found {name_or_draw!r}; pass one of these "
-                "names, or an object with a method draw(dist, revealed, generator) -> tokens"
-            )
-        return named[name_or_draw]()
-    if isinstance(name_or_draw, type) or not isinstance(name_or_draw, Draw):
-        raise ConfigError(
-            f"drawing: expected a name or an object with a method draw(dist, revealed, generator), found "
-            f"{name_or_draw!r}; pass one of {', '.join(named)}, or e.g. AnyOrder(temperature=0.7)"
-        )
-    return name_or_draw
+    like = (
+        "an object with a method draw(dist, revealed, generator) -> tokens, such as AnyOrder(temperature=0.7)"
+    )
+    return by_name("drawing", name_or_draw, named, Draw, like)
 
 
 def _positive(temperature: float) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from codd_ppl.errors import ConfigError
 from codd_ppl.sampling.adaptive import ConfidenceThreshold, EntropyBound, JointConfidence, JointEntropy
+from codd_ppl.sampling.names import by_name
 from codd_ppl.sampling.unmasking import (
     Entropy,
     LowConfidence,
@@ -36,16 +36,5 @@ def unmasking_policy(name_or_policy: str | UnmaskingPolicy) -> UnmaskingPolicy:
         "entropy_bound": EntropyBound,
         "confidence_threshold": ConfidenceThreshold,
     }
-    if isinstance(name_or_policy, str):
-        if name_or_policy not in named:
-            raise ConfigError(
-                f"unmasking: expected one of {', '.join(named)} or a policy object, found {name_or_policy!r}; "
-                "pass one of these names, or an object with a method reveal(state) -> bool (batch, sites)"
-            )
-        return named[name_or_policy]()
-    if isinstance(name_or_policy, type) or not isinstance(name_or_policy, UnmaskingPolicy):
-        raise ConfigError(
-            f"unmasking: expected a name or an object with a method reveal(state), found {name_or_policy!r}; "
-            "pass one of " + ", ".join(named) + ", or an instance of a class that has that method"
-        )
-    return name_or_policy
+    like = "an object with a method reveal(state) -> bool (batch, sites)"
+    return by_name("unmasking", name_or_policy, named, UnmaskingPolicy, like)

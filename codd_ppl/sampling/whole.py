@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from codd_ppl.denoisers.guidance import Guided
+from codd_ppl.denoisers.guidance import Guided, check_guidance
 from codd_ppl.denoisers.running import device_of
-from codd_ppl.errors import ConfigError
 from codd_ppl.sampling.protocol import Coupling
 from codd_ppl.sampling.sampler import Sampler
 from codd_ppl.sampling.step import OnStep, Step
@@ -49,10 +48,7 @@ class WholeTextSampler:
         guidance: float = 0.0,
         stop: StopRule | None = None,
     ) -> None:
-        if not 0.0 <= guidance < float("inf"):
-            raise ConfigError(
-                f"guidance: expected a finite number of at least 0, found {guidance}; 0 is none"
-            )
+        check_guidance("guidance", guidance)
         self.sampler, self.stretch, self.shorten, self.guidance = sampler, stretch, shorten, guidance
         self.stop: StopRule = NeverStop() if stop is None else stop
 
