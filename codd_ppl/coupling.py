@@ -12,6 +12,8 @@ from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, GraphError, LogitsError, ShapeError, TokenError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
+from codd_ppl.inference.first_weights import first_weights
+from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.projection import project
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
@@ -179,8 +181,7 @@ class CouplingLayer(nn.Module):
         if not self.warm_starts:
             plain = not self.plan.factors
             return CoupledCategorical(self.plan, potentials, log_q, tokens, known, normalized=plain)
-        evidence, weights = self._projected(potentials, log_q, tokens, known, begin)
-        return CoupledCategorical(self.plan, potentials, evidence, tokens, known, log_weights=weights)
+        return self._projected(potentials, log_q, tokens, known, begin)
 
     def log_potentials(
         self,
@@ -212,19 +213,29 @@ class CouplingLayer(nn.Module):
 
     def _projected(
         self, potentials: LogPotentials, log_q: Tensor, tokens: Tensor, known: Tensor, begin: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Evidence of the tokens, log w plus the prior's own, so that the marginals are the network's, and log w."""
+    ) -> CoupledCategorical:
+        """The law whose evidence of the tokens, log w plus the prior's own, makes its marginals the network's."""
         start = cast(Potentials, self.potentials).evidence()
+        prior = None if start is None else start.to(log_q).expand_as(log_q)
+        path = HiddenPath.of(self.plan, potentials, self._names, prior, tokens, known)
         if self.pool is not None:
-            log_q = self.pool(log_q, *self.prior_marginals(potentials, tokens, known, log_q.dtype), ~known)
-        settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin)
-        if start is None:
-            weights = project(self.plan, potentials, self._names, log_q, ~known, *settings)
-            return weights, weights
-        prior = start.to(log_q).expand_as(log_q)
-        everything = {**potentials, self._names: prior}
-        weights = project(self.plan, everything, self._names, log_q, ~known, *settings)
-        return torch.where(known[..., None], 0.0, prior + weights), weights
+            log_q = self.pool(
+                log_q, *self._prior_marginals(potentials, tokens, known, log_q.dtype, path), ~known
+            )
+        fitted = None
+        if path is not None:
+            first = None if begin is None else first_weights(begin, log_q, ~known)
+            fitted = path.project(log_q, self.sweeps, self.tolerance, first)
+        if fitted is not None and fitted.log_weights is not None:
+            weights = fitted.log_weights.reshape(log_q.shape)
+        else:
+            everything = potentials if prior is None else {**potentials, self._names: prior}
+            settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin)
+            weights = project(self.plan, everything, self._names, log_q, ~known, *settings)
+        evidence = weights if prior is None else torch.where(known[..., None], 0.0, prior + weights)
+        return CoupledCategorical(
+            self.plan, potentials, evidence, tokens, known, log_weights=weights, path=fitted
+        )
 
     def prior_marginals(
         self,
@@ -243,7 +254,21 @@ class CouplingLayer(nn.Module):
         Raises:
             InfeasibleError: the prior rules the known tokens out.
         """
+        return self._prior_marginals(potentials, tokens, known, dtype, None)
+
+    def _prior_marginals(
+        self,
+        potentials: LogPotentials,
+        tokens: Tensor,
+        known: Tensor,
+        dtype: torch.dtype,
+        path: HiddenPath | None,
+    ) -> tuple[Tensor, Tensor]:
         start = cast(Potentials, self.potentials).evidence()
+        if path is not None and start is None:
+            given, none = path.marginals, path.unconditional().marginals
+            if given is not None and none is not None:
+                return given.log().reshape(*known.shape, self.vocab_size), none[0].log()
         flat = (
             torch.zeros(self.vocab_size, dtype=dtype, device=known.device)
             if start is None

@@ -18,9 +18,13 @@ from codd_ppl.errors import ConfigError, InfeasibleError, IntractableError, Shap
 from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
+from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.leaves import Leaves, absorb
 from codd_ppl.inference.projection import broadcasts
+from codd_ppl.inference.sampling import categorical
+from codd_ppl.inference.semirings import safe_logsumexp
 from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["CoupledCategorical"]
@@ -43,6 +47,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
             log-probabilities, bit for bit.
         log_weights: (*batch, sites, vocab), log w of the projection that the evidence comes from, if one does; kept for
             a later projection to start from, and read by no query.
+        path: this law's messages, where they are at hand already.
 
     Raises:
         ShapeError: evidence or potentials don't fit the graph, or only one of ``tokens`` and ``known`` is given.
@@ -63,6 +68,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
         normalized: bool = False,
         validate_args: bool | None = None,
         log_weights: Float[Tensor, "*batch sites vocab"] | None = None,
+        path: HiddenPath | None = None,
     ) -> None:
         self.plan = plan
         self.sites = reading_order(v.name for v in plan.variables if not v.latent)
@@ -96,6 +102,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
         self._coupled = bool(plan.factors)
         self._normalized = normalized
         self.log_weights = log_weights
+        self._given_path = path
         self._check_batch(tuple(batch_shape))
         self._evidence = log_evidence
         super().__init__(batch_shape, torch.Size((len(self.sites),)), validate_args=validate_args)
@@ -146,11 +153,22 @@ class CoupledCategorical(Decoding, TorchDistribution):
         """The tokens taken out of the graph, where they hang on latents."""
         return absorb(self.plan, self._potentials, self.sites, self._evidence, self.tokens, self.known)
 
+    @cached_property
+    def _path(self) -> HiddenPath | None:
+        """Its messages, where it is a hidden Markov model of a small vocabulary."""
+        if self._given_path is not None or not self._coupled:
+            return self._given_path
+        return HiddenPath.of(self.plan, self._potentials, self.sites, self._evidence, self.tokens, self.known)
+
     # -- probabilities -----------------------------------------------------------------------------
 
     @cached_property
     def log_partition(self) -> Float[Tensor, "*batch"]:
         """log Z of the masked sites given the known ones, nats."""
+        if not self._coupled and not transforming():
+            total = safe_logsumexp(self.log_evidence, -1).sum(-1)
+            if bool((total < torch.inf).all()):  # else the query says what is wrong
+                return total
         if self._leaves is not None:
             return self._leaves.log_partition
         return log_partition(self.plan, self.log_potentials)
@@ -194,6 +212,11 @@ class CoupledCategorical(Decoding, TorchDistribution):
     @cached_property
     def marginals(self) -> Float[Tensor, "*batch sites vocab"]:
         """Probability of each token at each site, given the known ones (one-hot there)."""
+        if not self._coupled and not transforming():
+            self._require_feasible()
+            return self.log_evidence.softmax(-1)
+        if self._path is not None and self._path.marginals is not None:
+            return self._path.marginals.reshape(*self.batch_shape, len(self.sites), self.vocab_size)
         if self._leaves is not None:
             try:
                 return self._leaves.marginals
@@ -244,6 +267,14 @@ class CoupledCategorical(Decoding, TorchDistribution):
         Raises:
             InfeasibleError: the known tokens are impossible.
         """
+        if not self._coupled:
+            self._require_feasible()
+            with torch.no_grad():
+                values = categorical(self.log_evidence, generator, prod(sample_shape))
+            return values.movedim(-1, 0).reshape(*sample_shape, *self.batch_shape, len(self.sites))
+        found = None if self._path is None else self._path.sample(tuple(sample_shape), generator)
+        if found is not None:
+            return found.view(*sample_shape, *self.batch_shape, len(self.sites))
         if self._leaves is not None:
             try:
                 return self._leaves.sample(tuple(sample_shape), generator)

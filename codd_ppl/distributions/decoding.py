@@ -10,6 +10,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.inference import k_best
+from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.leaves import Leaves
 from codd_ppl.inference.sharpened import sample_sharpened
 from codd_ppl.inference.site_by_site import Turns, draw_along_path, draw_one_by_one
@@ -45,6 +46,9 @@ class Decoding:
         @property
         def _leaves(self) -> Leaves | None: ...
 
+        @property
+        def _path(self) -> HiddenPath | None: ...
+
         def _require_feasible(self) -> None: ...
 
         def condition(self, value: Tensor, sites: Tensor | None = None) -> Decoding:
@@ -65,6 +69,10 @@ class Decoding:
             raise ConfigError(
                 f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode"
             )
+        with torch.no_grad():
+            found = None if self._path is None else self._path.sample_sharpened(temperature, generator)
+        if found is not None:
+            return found.view(self.tokens.shape)
         self._require_feasible()
         if self._leaves is not None:
             return self._leaves.sample_sharpened(temperature, generator)

@@ -2,7 +2,7 @@
  * all share, which a general matrix product reads more slowly for a handful of vectors.
  *
  * Compiled on first use by native.py, once with REAL = float and WIDE = 0 and once with double and 1; every function
- * has its twin in scan.py, max_scan.py or path_projection.py, its reference. Arrays are row-major, (steps, batch, n).
+ * has its twin in scan.py, max_scan.py, path_projection.py or leaves.py, its reference. Arrays are row-major, (steps, batch, n).
  */
 #include <stdint.h>
 #include <string.h>
@@ -98,71 +98,75 @@ static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n,
         for (int64_t l = j; l < m; l++) out[l] += x[i] * t[i * m + l];
 }
 
-/* The same for `count` vectors x and out, n numbers apart, and m = n: a constant, so that registers hold the sums. */
+/* The same for `count` vectors x, n numbers apart, and out, m numbers apart: a constant, so that registers hold the
+ * sums. */
 static inline __attribute__((always_inline)) void NAME(group)(const REAL *x, const REAL *t, REAL *out, int64_t n,
-                                                              const int count) {
+                                                              int64_t m, const int count) {
     int64_t j = 0;
 #define SUMS(V, lanes)                                                                \
-    for (; j + (lanes) <= n; j += (lanes)) {                                          \
+    for (; j + (lanes) <= m; j += (lanes)) {                                          \
         V s[8] = {0};                                                                 \
         for (int64_t i = 0; i < n; i++) {                                             \
-            const V r = *(const V *)(t + i * n + j);                                  \
+            const V r = *(const V *)(t + i * m + j);                                  \
             for (int c = 0; c < count; c++) s[c] += x[c * n + i] * r;                 \
         }                                                                             \
-        for (int c = 0; c < count; c++) *(V *)(out + c * n + j) = s[c];               \
+        for (int c = 0; c < count; c++) *(V *)(out + c * m + j) = s[c];               \
     }
     SUMS(VEC, LANES)
     SUMS(HALF, LANES / 2)
     SUMS(QUARTER, LANES / 4)
 #undef SUMS
-    for (; j < n; j++)
-        for (int c = 0; c < count; c++) {
-            REAL s = 0;
-            for (int64_t i = 0; i < n; i++) s += x[c * n + i] * t[i * n + j];
-            out[c * n + j] = s;
+    for (; j < m; j++) {
+        REAL s[8] = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const REAL r = t[i * m + j];
+            for (int c = 0; c < count; c++) s[c] += x[c * n + i] * r;
         }
+        for (int c = 0; c < count; c++) out[c * m + j] = s[c];
+    }
 }
 
 /* The same for a table that is larger than the cache: it is read once, in order, and the sums stay in the cache. */
 static inline __attribute__((always_inline)) void NAME(stream)(const REAL *x, const REAL *t, REAL *out, int64_t n,
-                                                               const int count) {
+                                                               int64_t m, const int count) {
     int64_t i = 0;
-    memset(out, 0, sizeof(REAL) * count * n);
+    memset(out, 0, sizeof(REAL) * count * m);
     for (; i + 8 <= n; i += 8) {
-        const REAL *r = t + i * n, *y = x + i;
+        const REAL *r = t + i * m, *y = x + i;
         int64_t j = 0;
-        for (; j + LANES <= n; j += LANES) {
-            const VEC p = AT(r + j), q = AT(r + n + j), s = AT(r + 2 * n + j), u = AT(r + 3 * n + j);
-            const VEC v = AT(r + 4 * n + j), w = AT(r + 5 * n + j), f = AT(r + 6 * n + j), g = AT(r + 7 * n + j);
+        for (; j + LANES <= m; j += LANES) {
+            const VEC p = AT(r + j), q = AT(r + m + j), s = AT(r + 2 * m + j), u = AT(r + 3 * m + j);
+            const VEC v = AT(r + 4 * m + j), w = AT(r + 5 * m + j), f = AT(r + 6 * m + j), g = AT(r + 7 * m + j);
             for (int c = 0; c < count; c++) {
                 const REAL *z = y + c * n;
-                *(VEC *)(out + c * n + j) += ((z[0] * p + z[1] * q) + (z[2] * s + z[3] * u)) +
+                *(VEC *)(out + c * m + j) += ((z[0] * p + z[1] * q) + (z[2] * s + z[3] * u)) +
                                              ((z[4] * v + z[5] * w) + (z[6] * f + z[7] * g));
             }
         }
-        for (; j < n; j++)
+        for (; j < m; j++)
             for (int c = 0; c < count; c++)
-                for (int l = 0; l < 8; l++) out[c * n + j] += y[c * n + l] * r[l * n + j];
+                for (int l = 0; l < 8; l++) out[c * m + j] += y[c * n + l] * r[l * m + j];
     }
     for (; i < n; i++)
         for (int c = 0; c < count; c++)
-            for (int64_t j = 0; j < n; j++) out[c * n + j] += x[c * n + i] * t[i * n + j];
+            for (int64_t j = 0; j < m; j++) out[c * m + j] += x[c * n + i] * t[i * m + j];
 }
 
-static inline void NAME(rows)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n) {
+static inline void NAME(rows)(const REAL *x, const REAL *t, REAL *out, int64_t vectors, int64_t n,
+                              int64_t m) {
     int64_t b = 0;
-    if (n > 256) { /* the table outgrows the cache; where the two are about as fast, measured */
-        for (; b + 4 <= vectors; b += 4) NAME(stream)(x + b * n, t, out + b * n, n, 4);
-        for (; b + 2 <= vectors; b += 2) NAME(stream)(x + b * n, t, out + b * n, n, 2);
-        for (; b < vectors; b++) NAME(stream)(x + b * n, t, out + b * n, n, 1);
+    if (n * m > 256 * 256) { /* the table outgrows the cache; where the two are about as fast, measured */
+        for (; b + 4 <= vectors; b += 4) NAME(stream)(x + b * n, t, out + b * m, n, m, 4);
+        for (; b + 2 <= vectors; b += 2) NAME(stream)(x + b * n, t, out + b * m, n, m, 2);
+        for (; b < vectors; b++) NAME(stream)(x + b * n, t, out + b * m, n, m, 1);
         return;
     }
 #ifdef __AVX512F__ /* 32 registers */
-    for (; b + 8 <= vectors; b += 8) NAME(group)(x + b * n, t, out + b * n, n, 8);
+    for (; b + 8 <= vectors; b += 8) NAME(group)(x + b * n, t, out + b * m, n, m, 8);
 #endif
-    for (; b + 4 <= vectors; b += 4) NAME(group)(x + b * n, t, out + b * n, n, 4);
-    for (; b + 2 <= vectors; b += 2) NAME(group)(x + b * n, t, out + b * n, n, 2);
-    for (; b < vectors; b++) NAME(row)(x + b * n, t, out + b * n, n, n);
+    for (; b + 4 <= vectors; b += 4) NAME(group)(x + b * n, t, out + b * m, n, m, 4);
+    for (; b + 2 <= vectors; b += 2) NAME(group)(x + b * n, t, out + b * m, n, m, 2);
+    for (; b < vectors; b++) NAME(row)(x + b * n, t, out + b * m, n, m);
 }
 
 /* out[i] = sum_j t[i * m + j] x[j] */
@@ -362,7 +366,7 @@ double NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_
             if (!down || !j) NAME(enter)(&path, k, low, high);
             for (int64_t b = low; b < high; b++) room[b] = NAME(step)(&path, j, k, b);
             if (across)
-                NAME(rows)(a + at + low * n, t, o + at + low * n, high - low, n);
+                NAME(rows)(a + at + low * n, t, o + at + low * n, high - low, n, n);
             else
                 NAME(columns)(a + at + low * n, t, o + at + low * n, high - low, n);
             for (int64_t b = low; b < high; b++) {
@@ -408,6 +412,34 @@ double NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_
     return sums < least ? sums : least;
 }
 
+/* A value with a chance in proportion to its weight, from a uniform number in [0, 1); weights has room for another
+ * (n + 15) / 16 numbers, sums of 16 weights each. */
+static inline int64_t NAME(pick)(double *weights, int64_t n, double uniform) {
+    double *parts = weights + n, total = 0, before = 0;
+    for (int64_t s = 0; s < n; s += 16) {
+        const int64_t stop = s + 16 < n ? s + 16 : n;
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = s; i < stop; i++) sum += weights[i];
+        total += parts[s / 16] = sum;
+    }
+    /* The part in which the sum passes the target, and the value in it; never one of weight 0. */
+    const double target = uniform * total;
+    int64_t part = 0, value = 0;
+    for (int64_t s = 0; s * 16 < n; s++) {
+        if (parts[s] == 0) continue;
+        part = s;
+        if (before + parts[s] > target) break;
+        before += parts[s];
+    }
+    for (int64_t i = part * 16; i < part * 16 + 16 && i < n; i++) {
+        if (weights[i] == 0) continue;
+        value = i, before += weights[i];
+        if (before > target) break;
+    }
+    return value;
+}
+
 /* Values along a path from its last parent's: p(c) ~ a_k[c] t[v][c]. The entry of child value c and parent value v is
  * c * child + v * parent numbers into a table; logs: they are logarithms. uniform is in [0, 1).
  *
@@ -415,7 +447,6 @@ double NAME(scan)(int64_t low, int64_t high, int64_t steps, int64_t from, int64_
 void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t batch, int64_t alone, int64_t n,
                 const REAL *a, const REAL *t, int64_t step, int64_t each, int64_t child, int64_t parent, int64_t logs,
                 const double *uniform, const int64_t *last, double *room, REAL *row, int64_t *values) {
-    double *parts = room + n; /* sums of 16 weights each */
     for (int64_t k = to - 1; k >= from; k--)
         for (int64_t d = 0; d < draws; d++)
             for (int64_t b = 0; b < batch; b++) {
@@ -428,32 +459,24 @@ void NAME(draw)(int64_t steps, int64_t from, int64_t to, int64_t draws, int64_t 
                     if (logs) NAME(exponentials)(row, row, n);
                     r = row;
                 }
-                double total = 0;
                 for (int64_t i = 0; i < n; i++) room[i] = x[i] * r[i];
-                for (int64_t s = 0; s < n; s += 16) {
-                    const int64_t stop = s + 16 < n ? s + 16 : n;
-                    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-                    for (int64_t i = s; i < stop; i++) sum += room[i];
-                    total += parts[s / 16] = sum;
-                }
-                /* The part in which the sum passes the target, and the value in it; never one of weight 0. */
-                const double target = uniform[k * draws * batch + at] * total;
-                int64_t part = 0, value = 0;
-                double before = 0;
-                for (int64_t s = 0; s * 16 < n; s++) {
-                    if (parts[s] == 0) continue;
-                    part = s;
-                    if (before + parts[s] > target) break;
-                    before += parts[s];
-                }
-                for (int64_t i = part * 16; i < part * 16 + 16 && i < n; i++) {
-                    if (room[i] == 0) continue;
-                    value = i, before += room[i];
-                    if (before > target) break;
-                }
-                values[k * draws * batch + at] = value;
+                values[k * draws * batch + at] = NAME(pick)(room, n, uniform[k * draws * batch + at]);
             }
+}
+
+/* out[p] = max_c x[c] + t[c][p]. */
+static inline void NAME(best_row)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
+    for (int64_t p = 0; p < m; p++) out[p] = x[0] + t[p];
+    for (int64_t c = 1; c < n; c++) {
+        const REAL v = x[c], *row = t + c * m;
+#pragma omp simd
+        for (int64_t p = 0; p < m; p++) out[p] = v + row[p] > out[p] ? v + row[p] : out[p];
+    }
+}
+
+/* The same for some rows x. */
+void NAME(best_rows)(int64_t rows, int64_t n, int64_t m, const REAL *x, const REAL *t, REAL *out) {
+    for (int64_t r = 0; r < rows; r++) NAME(best_row)(x + r * n, t, out + r * m, n, m);
 }
 
 /* Max-product: x_k = rows_k + m_{k-1}, m_k[p] = max_c x_k[c] + t[c][p], across: tables (child, parent), else t[p][c];
@@ -481,13 +504,7 @@ void NAME(best_scores)(int64_t steps, int64_t batch, int64_t n, int64_t stride, 
                 for (int64_t c = 0; c < n; c++) top = own[c] + row[c] > top ? own[c] + row[c] : top;
                 out[p] = top;
             }
-            if (!across) continue;
-            for (int64_t p = 0; p < n; p++) out[p] = own[0] + table[p];
-            for (int64_t c = 1; c < n; c++) {
-                const REAL v = own[c], *row = table + c * n;
-#pragma omp simd
-                for (int64_t p = 0; p < n; p++) out[p] = v + row[p] > out[p] ? v + row[p] : out[p];
-            }
+            if (across) NAME(best_row)(own, table, out, n, n);
         }
 }
 
@@ -507,43 +524,127 @@ void NAME(best_values)(int64_t steps, int64_t batch, int64_t n, const REAL *x, c
         }
 }
 
-/* One sweep of the projection along a hidden Markov model of h states and v tokens: right, left, cavity and the
- * messages of the free tokens (see path_projection.py). */
-void NAME(sweep)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
-                 const REAL *move, const REAL *back, const REAL *latent, const REAL *quotient, const uint8_t *free,
-                 REAL *message, REAL *right, REAL *left, REAL *cavity, REAL *room) {
-    const int64_t width = batch * h;
-    for (int64_t b = 0; b < batch; b++) {
-        REAL *r = right + b * h, *l = left + b * h, *m = message + b * h;
-        const REAL *z = latent + b * h;
-        for (int64_t i = 0; i < h; i++) r[(sites - 1) * width + i] = 1;
-        for (int64_t s = sites - 1; s > 0; s--) {
-            for (int64_t i = 0; i < h; i++) {
-                const int64_t at = s * width + i;
-                room[i] = z[at] * r[at] * m[at];
-            }
-            NAME(divide)(room, NAME(largest)(room, h), h);
-            NAME(row)(room, back, r + (s - 1) * width, h, h);
+/* The messages of a hidden Markov model of h states and v tokens (see hidden_path.py), all (batch, sites, .). said are
+ * those of the tokens, latent the evidence of the latents, with strides (0: the same for all) between batch elements and
+ * sites. Both functions return the smallest number of what they compute, -1 where everything vanished. */
+
+/* x = a b, its largest entry 1; the factor that was taken out, 0 if nothing is left. */
+static inline REAL NAME(meet)(const REAL *a, const REAL *b, REAL *x, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) x[i] = a[i] * b[i];
+    const REAL top = NAME(largest)(x, n);
+    if (!(top > 0)) return 0;
+    NAME(divide)(x, top, n);
+    return top;
+}
+
+/* The smallest entry of products, as if their vectors hadn't been scaled. */
+static inline double NAME(floor)(const REAL *y, const REAL *tops, int64_t count, int64_t n, double least) {
+    for (int64_t c = 0; c < count; c++) least = NAME(smallest)(y + c * n, n, tops[c], least);
+    return least;
+}
+
+/* right_{s-1} = T (said_s right_s latent_s), from the last site on. room: batch * (2 * h + 1). */
+double NAME(path_right)(int64_t sites, int64_t batch, int64_t h, const REAL *back, const REAL *latent, int64_t each,
+                        int64_t step, const REAL *said, REAL *right, REAL *room) {
+    REAL *x = room, *y = room + batch * h, *tops = y + batch * h;
+    double least = 1;
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t i = 0; i < h; i++) right[(b * sites + sites - 1) * h + i] = 1;
+    for (int64_t s = sites - 1; s > 0; s--) {
+        for (int64_t b = 0; b < batch; b++) {
+            const int64_t at = (b * sites + s) * h;
+            const REAL *z = latent + b * each + s * step;
+            REAL *out = x + b * h;
+#pragma omp simd
+            for (int64_t i = 0; i < h; i++) out[i] = z[i] * said[at + i];
+            if (!(tops[b] = NAME(meet)(out, right + at, out, h))) return -1;
         }
-        for (int64_t i = 0; i < h; i++) l[i] = z[i];
-        for (int64_t s = 0; s < sites; s++) {
-            if (free[s * batch + b]) {
-                REAL *c = cavity + (s * batch + b) * v;
-                const REAL *q = quotient + (s * batch + b) * v;
-                for (int64_t i = 0; i < h; i++) room[i] = l[s * width + i] * r[s * width + i];
-                NAME(row)(room, emit, c, h, v);
-                for (int64_t x = 0; x < v; x++) room[x] = q[x] / c[x];
-                NAME(row)(room, tokens, m + s * width, v, h);
+        NAME(rows)(x, back, y, batch, h, h);
+        for (int64_t b = 0; b < batch; b++) memcpy(right + (b * sites + s - 1) * h, y + b * h, sizeof(REAL) * h);
+        least = NAME(floor)(y, tops, batch, h, least);
+    }
+    return least;
+}
+
+/* left_{s+1} = (left_s said_s) T latent_{s+1}, from the first site on. With a cavity, it becomes (left_s right_s) P at the
+ * free sites on the way, and with a quotient q the token's message there quotient / cavity times the transposed P.
+ * room: batch * (2 * max(h, v) + 1); which: batch. */
+double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
+                       const REAL *move, const REAL *latent, int64_t each, int64_t step, const uint8_t *free,
+                       const REAL *right, const REAL *quotient, REAL *said, REAL *left, REAL *cavity, REAL *room,
+                       int64_t *which) {
+    const int64_t wide = h > v ? h : v;
+    REAL *x = room, *y = room + batch * wide, *tops = y + batch * wide;
+    double least = 1;
+    for (int64_t b = 0; b < batch; b++) memcpy(left + b * sites * h, latent + b * each, sizeof(REAL) * h);
+    for (int64_t s = 0; s < sites; s++) {
+        int64_t count = 0;
+        for (int64_t b = 0; cavity && b < batch; b++)
+            if (free[b * sites + s]) {
+                const int64_t at = (b * sites + s) * h;
+                if (!(tops[count] = NAME(meet)(left + at, right + at, x + count * h, h))) return -1;
+                which[count++] = b;
             }
-            if (s + 1 < sites) {
-                for (int64_t i = 0; i < h; i++) room[i] = l[s * width + i] * m[s * width + i];
-                NAME(divide)(room, NAME(largest)(room, h), h);
-                REAL *next = l + (s + 1) * width;
-                NAME(row)(room, move, next, h, h);
-                for (int64_t i = 0; i < h; i++) next[i] *= z[(s + 1) * width + i];
+        if (count) NAME(rows)(x, emit, y, count, h, v);
+        if (count) least = NAME(floor)(y, tops, count, v, least);
+        for (int64_t c = 0; c < count; c++) {
+            const int64_t at = (which[c] * sites + s) * v;
+            memcpy(cavity + at, y + c * v, sizeof(REAL) * v);
+            if (!quotient) continue;
+#pragma omp simd
+            for (int64_t i = 0; i < v; i++) x[c * v + i] = quotient[at + i] / y[c * v + i];
+        }
+        if (count && quotient) {
+            NAME(rows)(x, tokens, y, count, v, h);
+            least = NAME(smallest)(y, count * h, 1, least);
+            for (int64_t c = 0; c < count; c++)
+                memcpy(said + (which[c] * sites + s) * h, y + c * h, sizeof(REAL) * h);
+        }
+        if (s + 1 == sites) break;
+        for (int64_t b = 0; b < batch; b++) {
+            const int64_t at = (b * sites + s) * h;
+            if (!(tops[b] = NAME(meet)(left + at, said + at, x + b * h, h))) return -1;
+        }
+        NAME(rows)(x, move, y, batch, h, h);
+        least = NAME(floor)(y, tops, batch, h, least);
+        for (int64_t b = 0; b < batch; b++) {
+            const REAL *z = latent + b * each + (s + 1) * step, *r = y + b * h;
+            REAL *next = left + (b * sites + s + 1) * h, low = 1;
+#pragma omp simd reduction(min : low)
+            for (int64_t i = 0; i < h; i++) {
+                next[i] = r[i] * z[i];
+                low = z[i] > 0 && next[i] < low ? next[i] : low;
             }
+            least = low < least ? low : least;
         }
     }
+    return least;
+}
+
+/* Joint draws of states, from the last site on, and of the tokens that are free: z_s ~ left_s said_s T[., z_{s+1}],
+ * x_s ~ P[z_s, .] weight_s. uniform: (draws, batch, sites, 2), in [0, 1); states and values (draws, batch, sites), the
+ * second filled in where free, or NULL. room: n + (n + 15) / 16, n = max(h, v). */
+void NAME(path_draw)(int64_t draws, int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *left,
+                     const REAL *said, const REAL *back, const REAL *emit, const REAL *weight, const uint8_t *free,
+                     const double *uniform, int64_t *states, int64_t *values, double *room) {
+    for (int64_t d = 0; d < draws; d++)
+        for (int64_t b = 0; b < batch; b++) {
+            int64_t state = 0;
+            for (int64_t s = sites - 1; s >= 0; s--) {
+                const int64_t at = b * sites + s, here = d * batch * sites + at;
+                const REAL *f = left + at * h, *m = said + at * h, *t = back + state * h;
+                if (s + 1 < sites)
+                    for (int64_t i = 0; i < h; i++) room[i] = (double)(f[i] * m[i]) * t[i];
+                else
+                    for (int64_t i = 0; i < h; i++) room[i] = (double)f[i] * m[i];
+                states[here] = state = NAME(pick)(room, h, uniform[2 * here]);
+                if (!values || !free[at]) continue;
+                const REAL *p = emit + state * v, *w = weight + at * v;
+                for (int64_t i = 0; i < v; i++) room[i] = (double)p[i] * w[i];
+                values[here] = NAME(pick)(room, v, uniform[2 * here + 1]);
+            }
+        }
 }
 
 /* Tokens of a hidden Markov model of h states and v tokens, drawn one after the other (see site_by_site.py): a cursor goes
@@ -575,7 +676,7 @@ double NAME(turns)(int64_t count, const int64_t *site, const int64_t *start, con
                 least = top < least ? top : least;
                 NAME(divide)(out, top, h);
             }
-            NAME(rows)(room, next > at ? ahead : behind, message + next * width, batch, h);
+            NAME(rows)(room, next > at ? ahead : behind, message + next * width, batch, h, h);
             at = next;
         }
         for (int64_t r = start[k]; r < start[k + 1]; r++) {

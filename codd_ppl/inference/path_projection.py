@@ -20,12 +20,8 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.inference import native
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
-
-SMALL = 1 << 16
-"""Entries of an emission table up to which the compiled loop is the faster one."""
 
 BLOCKS = 512
 """States from which on it pays to look for blocks in the transitions (tests/benchmarks/structured_transitions.json)."""
@@ -115,17 +111,6 @@ def sweep_path(
     emit, move = _emissions(emission, model), _moves(tables, model)
     states, vocab = emission.shape[3], emission.shape[2]
     parts = _Parts(emit, move, latent, torch.where(possible, log_q.exp(), 0.0), hidden)
-    learned = target.requires_grad or (first is not None and first.requires_grad)
-    compiled = not (torch.is_grad_enabled() and (tables.differentiable or learned))
-    compiled = (
-        compiled
-        and isinstance(move, Tensor)
-        and move.dim() == 2
-        and isinstance(emit, Tensor)
-        and emit.numel() <= SMALL
-        and native.usable(states, emit, latent)
-    )
-    sweep_once = _compiled_sweep if compiled else _sweep
     semiring, message = LogSemiring(), parts.heard(evidence)
     weight = before = torch.zeros_like(log_q)
     if first is not None:  # all that a sweep needs of the weights is in the messages of the tokens
@@ -133,7 +118,7 @@ def sweep_path(
         message = parts.heard(evidence * linear_form(before, -1))
         semiring.watch(message.detach().amin() / max(states, vocab))
     for sweep in range(sweeps):
-        right, left, message, cavity = sweep_once(parts, message)
+        right, left, message, cavity = _sweep(parts, message)
         cavity = torch.where(hidden & possible, cavity, 1.0)
         least = [v.detach().amin() for v in (right, left, message, cavity)]
         semiring.watch(torch.stack(least).amin() / max(states, vocab))
@@ -235,22 +220,6 @@ def _sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         if i + 1 < length:
             left.append(parts.along(scaled(left[i] * messages[i]), i) * latent[i + 1])
     return torch.stack(right), torch.stack(left), torch.stack(messages), torch.stack(cavity)
-
-
-def _compiled_sweep(parts: _Parts, message: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same by the loop of ``native.c``."""
-    assert isinstance(parts.emit, Tensor) and isinstance(parts.move, Tensor)
-    (length, batch, states), vocab = message.shape, parts.emit.shape[1]
-    result = message.clone(memory_format=torch.contiguous_format)
-    right, left = torch.empty_like(result), torch.empty_like(result)
-    cavity = message.new_ones(length, batch, vocab)
-    emit, move = parts.emit.contiguous(), parts.move.contiguous()
-    native.call(
-        "sweep", length, batch, states, vocab, emit, parts.emit.T.contiguous(), move, parts.move.T.contiguous(),
-        parts.latent.contiguous(), parts.quotient.contiguous(), parts.hidden.contiguous(), result, right, left, cavity,
-        message.new_empty(max(states, vocab)),
-    )  # fmt: skip
-    return right, left, result, cavity
 
 
 def diagonal_blocks(table: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ from codd_ppl.compiler import ContractionPlan
 from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
 from codd_ppl.inference.first_weights import first_weights
+from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.path_projection import hidden_markov, sweep_path
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
@@ -88,8 +89,13 @@ def project(
     first = None if start is None else first_weights(start, log_targets, masked)
     tables = Tables(plan, log_potentials)
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
+    shared = tables.batch_shape in ((), batch_shape)
+    if model is not None and shared:
+        path = _path(plan, log_potentials, names, log_targets.shape, tokens, masked)
+        fitted = None if path is None else path.project(log_targets, sweeps, tolerance, first)
+        if fitted is not None and fitted.log_weights is not None:
+            return fitted.log_weights.reshape(log_targets.shape)
     if tokens is not None:
-        shared = tables.batch_shape in ((), batch_shape)
         if model is not None and shared and path_tokens.usable(tables, model, names, log_targets, first):
             whole = log_targets.shape[:-1]
             target = log_targets.reshape(-1, *log_targets.shape[-2:])
@@ -129,6 +135,22 @@ def project(
         weights = _sweeps(tables, begun, *what, fast=False)
     assert weights is not None
     return weights.reshape(*batch_shape, count, vocab)
+
+
+def _path(
+    plan: ContractionPlan,
+    log_potentials: LogPotentials,
+    names: tuple[str, ...],
+    shape: torch.Size,
+    tokens: Tensor | None,
+    masked: Tensor,
+) -> HiddenPath | None:
+    """The prior for the compiled loops, if they serve."""
+    rest = {key: value for key, value in log_potentials.items() if key != names}
+    evidence = log_potentials.get(names)
+    evidence = None if evidence is None else evidence.expand(shape)
+    value = None if tokens is None else tokens.expand(shape[:-1])
+    return HiddenPath.of(plan, rest, names, evidence, value, ~masked.expand(shape[:-1]))
 
 
 def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:

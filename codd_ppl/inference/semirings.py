@@ -16,10 +16,20 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import Step
+from codd_ppl.inference import native
 from codd_ppl.inference.products import absorb_rows
 from codd_ppl.inference.tables import StepTable
+from codd_ppl.inference.transforms import transforming
 
-__all__ = ["LogSemiring", "MaxSemiring", "joint_batch", "log_joint", "log_normalized", "safe_logsumexp"]
+__all__ = [
+    "LogSemiring",
+    "MaxSemiring",
+    "joint_batch",
+    "log_joint",
+    "log_normalized",
+    "safe_floor",
+    "safe_logsumexp",
+]
 
 WIDE = 1024
 """Values of a variable from which on its evidence and table are multiplied in blocks."""
@@ -34,7 +44,8 @@ def joint_batch(*sizes: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _limit(dtype: torch.dtype) -> float:
+def safe_floor(dtype: torch.dtype) -> float:
+    """What a sum must exceed that can't have lost more than a rounding error to underflow."""
     info = torch.finfo(dtype)
     return info.tiny / info.eps
 
@@ -116,7 +127,7 @@ class LogSemiring:
         """True when no result of the fast route can have lost anything to underflow."""
         if self._lost or not self._floors:
             return not self._lost
-        return bool(torch.stack(self._floors).min() > _limit(self._floors[0].dtype))
+        return bool(torch.stack(self._floors).min() > safe_floor(self._floors[0].dtype))
 
     def up(self, step: Step, table: StepTable, beliefs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Messages to the parents, (batch, messages, parent), and the log scale taken out, (batch, messages)."""
@@ -162,7 +173,7 @@ class LogSemiring:
 
     def watch_number(self, floor: float, dtype: torch.dtype) -> None:
         """The same for a number that is known already, of results in this precision."""
-        self._lost = self._lost or not floor > _limit(dtype)
+        self._lost = self._lost or not floor > safe_floor(dtype)
 
     def _log(self, total: Tensor) -> Tensor:
         if total.numel():
@@ -180,7 +191,16 @@ class MaxSemiring:
         """
         tops = [_top(b) for b in beliefs]
         small = [b - t for b, t in zip(beliefs, tops, strict=True)]
-        best = _in_chunks(table, small, None, lambda joint, dims: joint.amax(dims), len(beliefs))
+        alone = len(small) == 1 and table.single and not transforming()
+        if alone and native.possible(small[0], table.log):
+            (belief,), (child, parent) = small, table.log.shape[2:]
+            best = belief.new_empty(*belief.shape[:2], parent)
+            rows = belief.shape[0] * belief.shape[1]
+            native.call(
+                "best_rows", rows, child, parent, belief.contiguous(), table.log[0, 0].contiguous(), best
+            )
+        else:
+            best = _in_chunks(table, small, None, lambda joint, dims: joint.amax(dims), len(beliefs))
         return best, sum(tops[1:], tops[0]).squeeze(-1)
 
     def safe(self) -> bool:

@@ -162,7 +162,8 @@ class Tables:
         block, places = _evidence_source(self.plan, self.keys, names)
         size = self.plan.variable[names[0]].cardinality
         if places is None:
-            result = torch.stack(torch.broadcast_tensors(*[self._single(v, size) for v in names]), dim=1)
+            none = torch.zeros(1, size, dtype=self.dtype, device=self.device)
+            result = torch.stack(torch.broadcast_tensors(*[self._single(v, none) for v in names]), dim=1)
         elif block is None:
             result = torch.zeros((), dtype=self.dtype, device=self.device).expand(1, len(names), size)
         else:
@@ -170,16 +171,14 @@ class Tables:
         self._cache["evidence", names] = result
         return result
 
-    def _single(self, name: str, size: int) -> Tensor:
+    def _single(self, name: str, none: Tensor) -> Tensor:
         parts = [self.flat(name)] if name in self.raw else []
         parts += [self.flat(b)[:, at[name]] for b, at in self.layout.blocks.items() if name in at]
         for factor in self.plan.unary.get(name, ()):
             # A unary factor named like its variable is that variable's evidence, which was counted above.
             if factor.name != name or name not in self.raw:
                 parts.append(self.factor(factor.name))
-        return (
-            sum(parts[1:], parts[0]) if parts else torch.zeros(1, size, dtype=self.dtype, device=self.device)
-        )
+        return sum(parts[1:], parts[0]) if parts else none
 
     def step(self, index: int) -> StepTable:
         """Tables of one step, canonical layout; tied tables are laid out once for all steps.

@@ -171,7 +171,7 @@ def test_the_projection_is_the_same(states, dtype, used, monkeypatch):
         masked = torch.rand(batch, 5, generator=generator) < 0.7
         used.clear()
         found = project(plan, prior, graph.tokens, target, masked, 3)
-        assert "sweep" in used
+        assert "path_left" in used
         with monkeypatch.context() as without:
             without.setattr(native, "library", lambda: None)
             expected = project(plan, prior, graph.tokens, target, masked, 3)

@@ -19,6 +19,7 @@ from codd_ppl.inference import (
     kept,
     log_partition,
     marginals,
+    native,
     path_projection,
     path_tokens,
     projection,
@@ -488,6 +489,7 @@ def test_blocks_in_the_transitions(size, monkeypatch):
     this.prior["transition"] = this.prior["transition"].masked_fill(~own, -math.inf)
     multiply, used = path_projection.blockwise, list[int]()
     monkeypatch.setattr(path_projection, "BLOCKS", 2)
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(path_projection, "blockwise", lambda v, b: used.append(len(b)) or multiply(v, b))
     for sweeps in (1, 2):
         found = this.law(this.projected(sweeps))

@@ -1,0 +1,294 @@
+"""Messages along a hidden Markov model of a small vocabulary, shared by all that a decoding step asks of it.
+
+A step asks three things of one law: the prior's marginals given the known tokens, the weights that project it onto the
+network's, and a joint draw. With P the emission table, T the transition table, m_i the message of token i to its
+latent, and f and b the messages from the left and from the right, all in scaled linear space,
+
+    b_{i-1} = T (m_i b_i),    f_{i+1} = (f_i m_i) T,    c_i = (f_i b_i) P
+
+each needs a pass one way only: the marginals are c_i times the evidence; the projection, site by site, goes to the
+right with m_i = (q_i / c_i) P^T against the b of the prior, and leaves the f from which a draw goes back to the left.
+
+The passes are loops of ``native.c``. Where that can't be had, linear space is not safe or a derivative is asked for,
+every answer here is None, and the general queries give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from codd_ppl.compiler import ContractionPlan
+from codd_ppl.inference import kept, native
+from codd_ppl.inference.path_projection import HiddenMarkov, hidden_markov, linear_form
+from codd_ppl.inference.sampling import categorical
+from codd_ppl.inference.semirings import safe_floor
+from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.transforms import transforming
+from codd_ppl.typing import Bool, Float, Int, LogPotentials
+
+__all__ = ["HiddenPath"]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Tables in linear space: emission both ways round, transition both ways round, and the latents' evidence
+    (batch or 1, sites or 1, states)."""
+
+    emit: Tensor
+    tokens: Tensor
+    move: Tensor
+    back: Tensor
+    latent: Tensor
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Of the latents' evidence between batch elements and sites."""
+        batch, _, states = self.latent.shape
+        return (self.latent.shape[1] * states if batch > 1 else 0), states
+
+
+@dataclass(frozen=True)
+class HiddenPath:
+    """A law of partly known tokens along a hidden Markov model, and the messages that are at hand.
+
+    Made by :meth:`of`. The batch is flattened.
+
+    Attributes:
+        model: the tables.
+        tokens, free: (batch, sites) the known tokens, and where none is known.
+        weight: (batch, sites, vocab) evidence of the free tokens in linear space; None: all 1.
+        said: (batch, sites, states) messages of the tokens.
+        ahead: messages from the left, if a projection left them.
+        log_weights: of the projection, if the law comes from one.
+    """
+
+    model: _Model
+    tokens: Int[Tensor, "batch sites"]
+    free: Bool[Tensor, "batch sites"]
+    weight: Float[Tensor, "batch sites vocab"] | None
+    said: Float[Tensor, "batch sites states"]
+    ahead: Float[Tensor, "batch sites states"] | None = None
+    log_weights: Float[Tensor, "batch sites vocab"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: ContractionPlan,
+        log_potentials: LogPotentials,
+        sites: tuple[str, ...],
+        log_evidence: Float[Tensor, "*batch sites vocab"] | None,
+        tokens: Int[Tensor, "*batch sites"] | None,
+        known: Bool[Tensor, "*batch sites"],
+    ) -> HiddenPath | None:
+        """The law of a plan, or None where it isn't such a path, or not the compiled loops' business.
+
+        Args:
+            plan, log_potentials: without evidence of the tokens.
+            sites: the tokens, in reading order.
+            log_evidence: of the tokens; known ones count by their value alone. None: there is none.
+            tokens, known: as the evidence's batch. Without tokens the evidence counts at known sites, too; such a law
+                can be projected, no more.
+        """
+        if transforming() or plan.junction is not None or not known.numel() or known.device.type != "cpu":
+            return None
+        model = hidden_markov(plan, sites)
+        if model is None or model.order != tuple(range(len(sites))):
+            return None
+        batch = prod(known.shape[:-1])
+        laid_out = _laid_out(Tables(plan, log_potentials), model, sites, log_evidence, known.shape[:-1])
+        if laid_out is None:
+            return None
+        free, weight = ~known.reshape(batch, -1), None
+        if log_evidence is None:
+            said = laid_out.emit.sum(1).expand(*free.shape, -1)
+        else:
+            weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1)
+            said = weight @ laid_out.tokens
+        if tokens is None:
+            value, said = torch.zeros_like(free, dtype=torch.int64), said.contiguous()
+        else:
+            value = tokens.reshape(batch, -1).long().masked_fill(free, 0).contiguous()
+            said = torch.where(free[..., None], said, laid_out.tokens[value])
+        return cls(laid_out, value, free.contiguous(), weight, said)
+
+    @property
+    def _limit(self) -> float:
+        """What results must exceed, where sums of so many terms may have lost some to underflow."""
+        return safe_floor(self.said.dtype) * max(self.model.emit.shape)
+
+    @cached_property
+    def right(self) -> Float[Tensor, "batch sites states"] | None:
+        """Messages from the right."""
+        batch, sites, states = self.said.shape
+        result, model = torch.empty_like(self.said), self.model
+        least = native.call(
+            "path_right", sites, batch, states, model.back, model.latent, *model.strides, self.said, result,
+            self.said.new_empty(batch * (2 * states + 1)),
+        )  # fmt: skip
+        return result if least > self._limit else None
+
+    @cached_property
+    def left(self) -> Float[Tensor, "batch sites states"] | None:
+        """Messages from the left, with the evidence of the latents."""
+        return self.ahead if self.ahead is not None else self._to_the_right(None, None)
+
+    @cached_property
+    def marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
+        """Probabilities of each token's values, one-hot where known."""
+        if self.right is None:
+            return None
+        cavity = self.said.new_zeros(*self.free.shape, self.model.emit.shape[1])
+        if self._to_the_right(None, cavity) is None:
+            return None
+        cavity = cavity if self.weight is None else cavity.mul_(self.weight)
+        total = cavity.sum(-1, keepdim=True)
+        return cavity.div_(total.clamp_(min=self._limit)).scatter_add_(
+            -1, self.tokens[..., None], (~self.free)[..., None].to(cavity)
+        )
+
+    def unconditional(self) -> HiddenPath:
+        """The law of one sequence of which nothing is known, without evidence of its tokens."""
+        model, free = self.model, torch.ones_like(self.free[:1])
+        said = model.emit.sum(1).expand(1, *self.said.shape[1:]).contiguous()
+        model = replace(model, latent=model.latent[:1])
+        return HiddenPath(model, torch.zeros_like(self.tokens[:1]), free, None, said)
+
+    def project(
+        self,
+        log_targets: Float[Tensor, "*batch sites vocab"],
+        sweeps: int,
+        tolerance: float,
+        start: Float[Tensor, "*batch sites vocab"] | None,
+    ) -> HiddenPath | None:
+        """The I-projection onto these marginals at the free sites, as :func:`codd_ppl.inference.projection.project`.
+
+        Args:
+            log_targets: log q, normalised.
+            sweeps, tolerance: as there.
+            start: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
+        """
+        learned = log_targets.requires_grad or (start is not None and start.requires_grad)
+        if torch.is_grad_enabled() and learned:
+            return None
+        free, own = self.free[..., None], self.weight
+        log_targets = log_targets.reshape(*self.free.shape, -1)
+        start = None if start is None else start.reshape(log_targets.shape)
+        possible = None if own is None else own > 0
+        quotient = log_targets.exp().contiguous()
+        if possible is not None:
+            quotient = torch.where(possible, quotient, 0.0)
+        now, weights = self, start
+        if start is not None:
+            first = linear_form(start, -1) if own is None else own * linear_form(start, -1)
+            now = replace(self, said=torch.where(free, first @ self.model.tokens, self.said))
+        for _ in range(sweeps):
+            if now.right is None:
+                return None
+            said, cavity = now.said.clone(), torch.ones_like(quotient)
+            left = now._to_the_right(quotient, cavity, said)
+            if left is None:
+                return None
+            total = (cavity if own is None else cavity * own).sum(-1, keepdim=True)
+            fitted = log_targets - (cavity / total).log_()
+            if own is not None and possible is not None:
+                fitted = torch.where(possible, fitted - own.log(), -torch.inf)
+            before, weights = weights, torch.where(free, fitted, 0.0)
+            now = replace(self, said=said, ahead=left, log_weights=weights, weight=quotient / cavity)
+            if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
+                break
+        return now
+
+    def sample(
+        self, sample_shape: Sequence[int], generator: torch.Generator | None
+    ) -> Int[Tensor, "*shape sites"] | None:
+        """Joint draws, (*sample_shape, batch, sites)."""
+        if self.left is None:
+            return None
+        result = self.tokens.expand(prod(sample_shape), *self.tokens.shape).contiguous()
+        self._draw(self.left, generator, result)
+        return result.view(*sample_shape, *self.tokens.shape)
+
+    def sample_sharpened(
+        self, temperature: float, generator: torch.Generator | None
+    ) -> Int[Tensor, "batch sites"] | None:
+        """States from their law, then each free token from its conditional law to the power 1 / temperature."""
+        if self.left is None:
+            return None
+        (states,) = self._draw(self.left, generator)
+        chances = self.model.emit[states]
+        chances = (chances if self.weight is None else chances * self.weight)[self.free]
+        result = self.tokens.clone()
+        result[self.free] = categorical(chances.log_().div_(temperature), generator)
+        return result
+
+    def _draw(
+        self, left: Tensor, generator: torch.Generator | None, values: Tensor | None = None
+    ) -> Int[Tensor, "draws batch sites"]:
+        """States; free tokens are written into ``values`` (draws, batch, sites), if given."""
+        batch, sites, states = self.said.shape
+        vocab, draws = self.model.emit.shape[1], 1 if values is None else len(values)
+        weight = self.said.new_ones(batch, sites, vocab) if self.weight is None else self.weight
+        result = self.tokens.new_empty(draws, batch, sites)
+        uniform = torch.rand(draws, batch, sites, 2, generator=generator, dtype=torch.float64)
+        size = max(states, vocab)
+        native.call(
+            "path_draw", draws, sites, batch, states, vocab, left, self.said, self.model.back, self.model.emit,
+            weight.contiguous(), self.free, uniform, result, values, uniform.new_empty(size + -(-size // 16)),
+        )  # fmt: skip
+        return result
+
+    def _to_the_right(
+        self, quotient: Tensor | None, cavity: Tensor | None, said: Tensor | None = None
+    ) -> Tensor | None:
+        """Messages from the left; cavities and the tokens' new messages are written where they are given."""
+        batch, sites, states = self.said.shape
+        left, model, vocab = torch.empty_like(self.said), self.model, self.model.emit.shape[1]
+        least = native.call(
+            "path_left", sites, batch, states, vocab, model.emit, model.tokens, model.move, model.latent,
+            *model.strides, self.free, None if cavity is None else self.right, quotient,
+            self.said if said is None else said, left, cavity,
+            self.said.new_empty(batch * (2 * max(states, vocab) + 1)), self.tokens.new_empty(batch),
+        )  # fmt: skip
+        return left if least > self._limit else None
+
+
+def _laid_out(
+    tables: Tables,
+    model: HiddenMarkov,
+    sites: tuple[str, ...],
+    log_evidence: Tensor | None,
+    batch_shape: Sequence[int],
+) -> _Model | None:
+    """The tables in linear space, if there is one emission and one transition table for all, and no graph."""
+    emission, transition = tables.step(model.emission), tables.step(model.transition)
+    (run,) = tables.plan.runs
+    if (
+        not (emission.single and transition.single)
+        or not tables.layout.shared.issuperset(range(run.start, run.stop))
+        or prod(emission.log.shape) >= kept.LARGE  # then torch's products are the faster ones
+        or not native.usable(emission.log.shape[-1], emission.log)
+        or tables.batch_shape not in ((), tuple(batch_shape))
+        or any(v in tables.raw or tables.plan.unary.get(v) for v in sites)
+        or any(not set(block).isdisjoint(sites) for block in tables.layout.blocks)
+    ):
+        return None
+    recorded = tables.differentiable or (log_evidence is not None and log_evidence.requires_grad)
+    if torch.is_grad_enabled() and recorded:
+        return None
+    if log_evidence is not None and log_evidence.dtype != tables.dtype:
+        return None
+    emit, move = linear_form(emission.log[0, 0]), linear_form(transition.log[0, 0])
+    latent = linear_form(tables.evidence(model.latents), -1).contiguous()
+    emit, move = emit.detach(), move.detach()
+    return _Model(emit.T.contiguous(), emit.contiguous(), move.T.contiguous(), move.contiguous(), latent)
+
+
+def _change(weights: Tensor, before: Tensor) -> float:
+    difference = weights - before
+    return float(torch.where(torch.isfinite(difference), difference, 0.0).abs().amax())
