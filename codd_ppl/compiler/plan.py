@@ -11,6 +11,7 @@ from types import MappingProxyType
 from codd_ppl.compiler.approximation import LoopyBeliefPropagation
 from codd_ppl.compiler.junction import CliqueTree
 from codd_ppl.graphs import Factor, Variable
+from codd_ppl.graphs.factor_graph import reading_order
 
 __all__ = ["ContractionPlan", "Message", "Run", "Step"]
 
@@ -120,6 +121,11 @@ class ContractionPlan:
     def variable(self) -> Mapping[str, Variable]:
         """Variables by name."""
         return MappingProxyType({v.name: v for v in self.variables})
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """The variables that are not latent, in reading order."""
+        return reading_order(v.name for v in self.variables if not v.latent)
 
     @cached_property
     def factor(self) -> Mapping[str, Factor]:

@@ -17,7 +17,6 @@ from codd_ppl.constraints.utf8 import byte_automaton
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, InfeasibleError
-from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["ConstrainedCoupling", "constrain"]
@@ -71,7 +70,7 @@ class ConstrainedCoupling(nn.Module):
         ]
         self.layers = layers(lifted, self.sites, str(constraint))
         plan = coupling.plan
-        self.path = path_of(plan, reading_order(v.name for v in plan.variables if not v.latent))
+        self.path = path_of(plan, plan.tokens)
         self.extended = None if self.path is not None else ExtendedGraph(coupling.graph, self.layers)
 
     @property

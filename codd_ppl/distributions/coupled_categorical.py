@@ -15,7 +15,6 @@ from torch.distributions import constraints
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.distributions.decoding import Decoding
 from codd_ppl.errors import ConfigError, InfeasibleError, IntractableError, ShapeError, TokenError
-from codd_ppl.graphs.factor_graph import reading_order
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
 from codd_ppl.inference.hidden_path import HiddenPath
@@ -71,8 +70,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
         path: HiddenPath | None = None,
     ) -> None:
         self.plan = plan
-        self.sites = reading_order(v.name for v in plan.variables if not v.latent)
-        sizes = {v.cardinality for v in plan.variables if not v.latent}
+        self.sites, sizes = plan.tokens, {plan.variable[name].cardinality for name in plan.tokens}
         if len(sizes) != 1:
             raise ShapeError(f"all tokens need the same cardinality, found {sorted(sizes)}")
         self.vocab_size = sizes.pop()

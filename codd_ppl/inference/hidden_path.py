@@ -15,7 +15,7 @@ every answer here is None, and the general queries give it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -24,33 +24,16 @@ import torch
 from torch import Tensor
 
 from codd_ppl.compiler import ContractionPlan
-from codd_ppl.inference import kept, native
-from codd_ppl.inference.path_projection import HiddenMarkov, hidden_markov, linear_form
+from codd_ppl.inference import native
+from codd_ppl.inference.path_model import PathModel, linear_form, path_model
 from codd_ppl.inference.sampling import categorical
 from codd_ppl.inference.semirings import safe_floor
-from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["HiddenPath"]
 
-
-@dataclass(frozen=True)
-class _Model:
-    """Tables in linear space: emission both ways round, transition both ways round, and the latents' evidence
-    (batch or 1, sites or 1, states)."""
-
-    emit: Tensor
-    tokens: Tensor
-    move: Tensor
-    back: Tensor
-    latent: Tensor
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        """Of the latents' evidence between batch elements and sites."""
-        batch, _, states = self.latent.shape
-        return (self.latent.shape[1] * states if batch > 1 else 0), states
+Arguments = tuple[Tensor | int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class HiddenPath:
         log_weights: of the projection, if the law comes from one.
     """
 
-    model: _Model
+    model: PathModel
     tokens: Int[Tensor, "batch sites"]
     free: Bool[Tensor, "batch sites"]
     weight: Float[Tensor, "batch sites vocab"] | None
@@ -95,27 +78,28 @@ class HiddenPath:
             tokens, known: as the evidence's batch. Without tokens the evidence counts at known sites, too; such a law
                 can be projected, no more.
         """
-        if transforming() or plan.junction is not None or not known.numel() or known.device.type != "cpu":
+        if transforming() or not known.numel() or known.device.type != "cpu":
             return None
-        model = hidden_markov(plan, sites)
-        if model is None or model.order != tuple(range(len(sites))):
+        model = path_model(plan, log_potentials, sites, known.shape[:-1])
+        if model is None:
             return None
+        if log_evidence is not None:
+            recorded = torch.is_grad_enabled() and log_evidence.requires_grad
+            if recorded or log_evidence.dtype != model.emit.dtype:
+                return None
         batch = prod(known.shape[:-1])
-        laid_out = _laid_out(Tables(plan, log_potentials), model, sites, log_evidence, known.shape[:-1])
-        if laid_out is None:
-            return None
         free, weight = ~known.reshape(batch, -1), None
         if log_evidence is None:
-            said = laid_out.emit.sum(1).expand(*free.shape, -1)
+            said = model.emit.sum(1).expand(*free.shape, -1)
         else:
             weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1)
-            said = weight @ laid_out.tokens
+            said = weight @ model.tokens
         if tokens is None:
             value, said = torch.zeros_like(free, dtype=torch.int64), said.contiguous()
         else:
             value = tokens.reshape(batch, -1).long().masked_fill(free, 0).contiguous()
-            said = torch.where(free[..., None], said, laid_out.tokens[value])
-        return cls(laid_out, value, free.contiguous(), weight, said)
+            said = torch.where(free[..., None], said, model.tokens[value])
+        return cls(model, value, free.contiguous(), weight, said)
 
     @property
     def _limit(self) -> float:
@@ -125,12 +109,17 @@ class HiddenPath:
     @cached_property
     def right(self) -> Float[Tensor, "batch sites states"] | None:
         """Messages from the right."""
-        batch, sites, states = self.said.shape
-        result, model = torch.empty_like(self.said), self.model
-        least = native.call(
-            "path_right", sites, batch, states, model.back, model.latent, *model.strides, self.said, result,
-            self.said.new_empty(batch * (2 * states + 1)),
-        )  # fmt: skip
+        (_, sites, states), model = self.said.shape, self.model
+        result = torch.empty_like(self.said)
+
+        def part(some: slice) -> Arguments:
+            said = self.said[some]
+            return (
+                sites, len(said), states, model.back, *model.evidence(some), said, result[some],
+                said.new_empty(len(said) * (2 * states + 1)),
+            )  # fmt: skip
+
+        least = self._run("path_right", part)
         return result if least > self._limit else None
 
     @cached_property
@@ -156,7 +145,7 @@ class HiddenPath:
         """The law of one sequence of which nothing is known, without evidence of its tokens."""
         model, free = self.model, torch.ones_like(self.free[:1])
         said = model.emit.sum(1).expand(1, *self.said.shape[1:]).contiguous()
-        model = replace(model, latent=model.latent[:1])
+        model = model if len(model.latent) == 1 else replace(model, latent=model.latent[:1])
         return HiddenPath(model, torch.zeros_like(self.tokens[:1]), free, None, said)
 
     def project(
@@ -243,50 +232,30 @@ class HiddenPath:
         )  # fmt: skip
         return result
 
+    def _run(self, name: str, part: Callable[[slice], Arguments]) -> float:
+        """A loop over parts of the batch, each in a thread of its own; the smallest of what they return."""
+        batch, sites, states = self.said.shape
+        parts = native.slices(batch, sites * states * states)
+        return min(native.call_each(name, [part(slice(*bounds)) for bounds in parts]))
+
     def _to_the_right(
         self, quotient: Tensor | None, cavity: Tensor | None, said: Tensor | None = None
     ) -> Tensor | None:
         """Messages from the left; cavities and the tokens' new messages are written where they are given."""
-        batch, sites, states = self.said.shape
-        left, model, vocab = torch.empty_like(self.said), self.model, self.model.emit.shape[1]
-        least = native.call(
-            "path_left", sites, batch, states, vocab, model.emit, model.tokens, model.move, model.latent,
-            *model.strides, self.free, None if cavity is None else self.right, quotient,
-            self.said if said is None else said, left, cavity,
-            self.said.new_empty(batch * (2 * max(states, vocab) + 1)), self.tokens.new_empty(batch),
-        )  # fmt: skip
+        (_, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
+        left, message = torch.empty_like(self.said), self.said if said is None else said
+
+        def part(some: slice) -> Arguments:
+            cut = [None if t is None else t[some] for t in (None if cavity is None else self.right, quotient)]
+            count = len(self.said[some])
+            return (
+                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(some),
+                self.free[some], *cut, message[some], left[some], None if cavity is None else cavity[some],
+                self.said.new_empty(count * (2 * max(states, vocab) + 1)), self.tokens.new_empty(count),
+            )  # fmt: skip
+
+        least = self._run("path_left", part)
         return left if least > self._limit else None
-
-
-def _laid_out(
-    tables: Tables,
-    model: HiddenMarkov,
-    sites: tuple[str, ...],
-    log_evidence: Tensor | None,
-    batch_shape: Sequence[int],
-) -> _Model | None:
-    """The tables in linear space, if there is one emission and one transition table for all, and no graph."""
-    emission, transition = tables.step(model.emission), tables.step(model.transition)
-    (run,) = tables.plan.runs
-    if (
-        not (emission.single and transition.single)
-        or not tables.layout.shared.issuperset(range(run.start, run.stop))
-        or prod(emission.log.shape) >= kept.LARGE  # then torch's products are the faster ones
-        or not native.usable(emission.log.shape[-1], emission.log)
-        or tables.batch_shape not in ((), tuple(batch_shape))
-        or any(v in tables.raw or tables.plan.unary.get(v) for v in sites)
-        or any(not set(block).isdisjoint(sites) for block in tables.layout.blocks)
-    ):
-        return None
-    recorded = tables.differentiable or (log_evidence is not None and log_evidence.requires_grad)
-    if torch.is_grad_enabled() and recorded:
-        return None
-    if log_evidence is not None and log_evidence.dtype != tables.dtype:
-        return None
-    emit, move = linear_form(emission.log[0, 0]), linear_form(transition.log[0, 0])
-    latent = linear_form(tables.evidence(model.latents), -1).contiguous()
-    emit, move = emit.detach(), move.detach()
-    return _Model(emit.T.contiguous(), emit.contiguous(), move.T.contiguous(), move.contiguous(), latent)
 
 
 def _change(weights: Tensor, before: Tensor) -> float:

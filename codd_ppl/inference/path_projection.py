@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from codd_ppl.compiler import ContractionPlan
+from codd_ppl.inference.path_model import HiddenMarkov, linear_form, scaled
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
 
@@ -27,54 +26,10 @@ BLOCKS = 512
 """States from which on it pays to look for blocks in the transitions (tests/benchmarks/structured_transitions.json)."""
 
 __all__ = [
-    "HiddenMarkov",
     "blockwise",
     "diagonal_blocks",
-    "hidden_markov",
-    "linear_form",
-    "scaled",
     "sweep_path",
 ]
-
-
-@dataclass(frozen=True)
-class HiddenMarkov:
-    """Where the parts of a hidden Markov model are in a plan.
-
-    Attributes:
-        latents: from the root on.
-        order: place among the sites of each latent's token.
-        emitted: place of each latent's token among the messages of the emission step.
-        emission, transition: steps that use the two tables.
-    """
-
-    latents: tuple[str, ...]
-    order: tuple[int, ...]
-    emitted: tuple[int, ...]
-    emission: int
-    transition: int
-
-
-@lru_cache(maxsize=128)
-def hidden_markov(plan: ContractionPlan, sites: tuple[str, ...]) -> HiddenMarkov | None:
-    """A plan read as a hidden Markov model over these sites, or None."""
-    if len(plan.runs) != 1 or len(plan.roots) != 1:
-        return None
-    (run,) = plan.runs
-    latents, site = run.variables[::-1], {name: i for i, name in enumerate(sites)}
-    emissions = {plan.above[name][0] for name in sites if name in plan.above}
-    if plan.roots[0] != latents[0] or len(emissions) != 1 or len(plan.variables) != 2 * len(sites):
-        return None
-    (emission,) = emissions
-    step = plan.steps[emission]
-    token = {m.parent: m.children[0] for m in step.messages}
-    if step.tie is None or len(step.shape) != 2 or token.keys() != set(latents) or len(sites) != len(latents):
-        return None
-    if plan.steps[run.start].tie is None or set(token.values()) != site.keys():
-        return None
-    place = {m.parent: i for i, m in enumerate(step.messages)}
-    order, emitted = tuple(site[token[z]] for z in latents), tuple(place[z] for z in latents)
-    return HiddenMarkov(latents, order, emitted, emission, run.start)
 
 
 def sweep_path(
@@ -237,14 +192,3 @@ def blockwise(vector: Tensor, blocks: Tensor) -> Tensor:
     """Rows (batch, states) times the table of these blocks."""
     rows = vector.unflatten(-1, (len(blocks), -1)).transpose(0, 1)
     return torch.bmm(rows, blocks).transpose(0, 1).flatten(1)
-
-
-def linear_form(log: Tensor, dim: int | tuple[int, int] | None = None) -> Tensor:
-    """exp(log), scaled to a largest entry of 1 over all entries or along some dimensions."""
-    top = log.detach().amax() if dim is None else log.detach().amax(dim, keepdim=True)
-    return (log - torch.where(torch.isfinite(top), top, 0.0)).exp()
-
-
-def scaled(vector: Tensor) -> Tensor:
-    """Rows with a largest entry of 1."""
-    return vector / vector.detach().amax(-1, keepdim=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codd_ppl.inference.path_projection import HiddenMarkov, linear_form, scaled
+from codd_ppl.inference.path_model import HiddenMarkov, linear_form, scaled
 from codd_ppl.inference.products import times, transposed_times
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.step_tables import KeptTable

@@ -26,7 +26,8 @@ from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
-from codd_ppl.inference.path_projection import hidden_markov, sweep_path
+from codd_ppl.inference.path_model import hidden_markov
+from codd_ppl.inference.path_projection import sweep_path
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming

@@ -24,7 +24,7 @@ from torch import Tensor
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference import native
 from codd_ppl.inference.leaves import Leaves
-from codd_ppl.inference.path_projection import HiddenMarkov, hidden_markov, linear_form
+from codd_ppl.inference.path_model import HiddenMarkov, hidden_markov, linear_form
 from codd_ppl.inference.products import invert, transposed_times
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials

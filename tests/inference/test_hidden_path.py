@@ -1,0 +1,243 @@
+"""The compiled passes along a hidden Markov model: by enumeration, against the general queries, where they decline."""
+
+import math
+
+import pytest
+import torch
+
+from codd_ppl import CouplingLayer, topologies
+from codd_ppl.compiler import compile
+from codd_ppl.distributions import CoupledCategorical
+from codd_ppl.errors import InfeasibleError
+from codd_ppl.inference import native
+from codd_ppl.inference.first_weights import first_weights
+from codd_ppl.inference.hidden_path import HiddenPath
+from codd_ppl.inference.projection import project
+from codd_ppl.testing import brute_marginals, chi_square_p_value, enumerate_log_joint, random_log_potentials
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
+
+SITES, VOCAB, STATES = 4, 3, 2
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Case:
+    """A prior, evidence and known tokens of some sequences."""
+
+    def __init__(self, kind: str, batch: int = 3, states: int = STATES, vocab: int = VOCAB, seed: int = 0):
+        self.graph = topologies.hidden_markov(SITES, vocab, states)
+        self.plan, self.names = compile(self.graph), self.graph.tokens
+        self.prior = random_log_potentials(self.graph, seed=seed)
+        generator = seeded(seed)
+        self.tokens = torch.randint(vocab, (batch, SITES), generator=generator)
+        self.known = torch.rand(batch, SITES, generator=generator) < 0.4
+        self.known[0] = False
+        self.evidence = None
+        if kind == "latents":
+            latents = tuple(v.name for v in self.graph if v.latent)
+            self.prior[latents] = torch.randn(batch, SITES, states, generator=generator, dtype=torch.float64)
+        if kind == "tokens":
+            self.evidence = torch.randn(batch, SITES, vocab, generator=generator, dtype=torch.float64)
+            self.evidence[:, 1, -1] = -math.inf
+            self.known[:, 1] = False
+        self.target = torch.randn(batch, SITES, vocab, generator=generator, dtype=torch.float64)
+        self.target[:, 3, 0] = -math.inf
+        self.target = self.target.log_softmax(-1)
+
+    @property
+    def path(self) -> HiddenPath:
+        found = HiddenPath.of(self.plan, self.prior, self.names, self.evidence, self.tokens, self.known)
+        assert found is not None
+        return found
+
+    def clamped(self, weights: torch.Tensor | None = None) -> dict:
+        evidence = torch.zeros(*self.known.shape, self.target.shape[-1], dtype=torch.float64)
+        evidence = evidence if self.evidence is None else evidence + self.evidence
+        evidence = evidence if weights is None else evidence + weights
+        clash = self.known[..., None] & (torch.arange(evidence.shape[-1]) != self.tokens[..., None])
+        return {**self.prior, self.names: evidence.masked_fill(clash, -math.inf)}
+
+    def sequences(self, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Law of the tokens, (batch, vocab ** sites), by enumeration."""
+        joint = enumerate_log_joint(self.graph, self.clamped(weights)).flatten(1).softmax(-1)
+        joint = joint.reshape(-1, *[v.cardinality for v in self.graph])
+        latents = [1 + i for i, v in enumerate(self.graph) if v.latent]
+        return joint.sum(latents).flatten(1)
+
+
+def counts(tokens: torch.Tensor, vocab: int = VOCAB) -> torch.Tensor:
+    place = vocab ** torch.arange(tokens.shape[-1] - 1, -1, -1)
+    return (tokens * place).sum(-1).bincount(minlength=vocab ** tokens.shape[-1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_marginals_by_enumeration(kind):
+    case = Case(kind)
+    expected = torch.stack([brute_marginals(case.graph, case.clamped())[name] for name in case.names], 1)
+    torch.testing.assert_close(case.path.marginals, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "states,vocab,batch", [(1, 2, 1), (3, 5, 2), (17, 19, 9), (40, 33, 17), (130, 65, 5)]
+)
+def test_any_size_is_what_the_general_queries_say(states, vocab, batch, dtype, monkeypatch):
+    case = Case("tokens", batch, states, vocab, seed=states)
+    prior = {key: table.to(dtype) for key, table in case.prior.items()}
+    law = CoupledCategorical(case.plan, prior, case.evidence.to(dtype), case.tokens, case.known)
+    assert law._path is not None
+    found, close = law.marginals, 2e-5 if dtype == torch.float32 else 1e-11
+    monkeypatch.setattr(native, "library", lambda: None)
+    law = CoupledCategorical(case.plan, prior, case.evidence.to(dtype), case.tokens, case.known)
+    assert law._path is None
+    torch.testing.assert_close(found, law.marginals, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("sweeps,tolerance", [(1, 0.0), (3, 0.0), (30, 1e-3)])
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_the_projection_is_the_sweep(kind, sweeps, tolerance, started, monkeypatch):
+    case = Case(kind, batch=9, states=5, vocab=6)
+    target = case.target
+    if kind == "tokens":  # what the prior rules out is not to be met
+        target = target.masked_fill(case.evidence == -math.inf, -math.inf).log_softmax(-1)
+    start = 0.3 * torch.randn(target.shape, generator=seeded(4), dtype=torch.float64) if started else None
+    fitted = case.path.project(
+        target, sweeps, tolerance, None if start is None else first_weights(start, target, ~case.known)
+    )
+    monkeypatch.setattr(native, "library", lambda: None)
+    prior = case.prior if case.evidence is None else {**case.prior, case.names: case.evidence}
+    expected = project(
+        case.plan, prior, case.names, target, ~case.known, sweeps, tolerance, case.tokens, start=start
+    )
+    torch.testing.assert_close(fitted.log_weights, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_draws_have_the_enumerated_law(kind):
+    case, draws = Case(kind), 20_000
+    for number, (drawn, expected) in enumerate(
+        zip(case.path.sample((draws,), seeded(1)).unbind(1), case.sequences(), strict=True)
+    ):
+        assert bool((drawn == case.tokens[number])[:, case.known[number]].all())
+        assert chi_square_p_value(counts(drawn), expected) > 1e-3
+
+
+def test_a_projection_hands_its_messages_to_the_draw():
+    case = Case("latents")
+    fitted = case.path.project(case.target, 2, 0.0, None)
+    expected = case.sequences(fitted.log_weights)
+    for drawn, law in zip(fitted.sample((20_000,), seeded(2)).unbind(1), expected, strict=True):
+        assert chi_square_p_value(counts(drawn), law) > 1e-3
+    # The marginals need messages from the right anew.
+    joint = expected.reshape(-1, *[VOCAB] * SITES)
+    for site in range(SITES):
+        others = [1 + i for i in range(SITES) if i != site]
+        torch.testing.assert_close(fitted.marginals[:, site], joint.sum(others), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sharpened_draws_have_the_enumerated_law(temperature):
+    case = Case("tokens", batch=1)
+    clamped = case.clamped()
+    joint = enumerate_log_joint(case.graph, clamped)[0].flatten().softmax(-1)
+    joint = joint.reshape([v.cardinality for v in case.graph])
+    order = [i for i, v in enumerate(case.graph) if v.latent] + [
+        i for i, v in enumerate(case.graph) if not v.latent
+    ]
+    joint = joint.permute(order).reshape(STATES**SITES, VOCAB**SITES)
+    given = (joint / joint.sum(1, keepdim=True)) ** (1 / temperature)
+    expected = joint.sum(1) @ (given / given.sum(1, keepdim=True))
+    law = CoupledCategorical(
+        case.plan,
+        case.prior,
+        *(t.expand(20_000, *t.shape[1:]) for t in (case.evidence, case.tokens, case.known)),
+    )
+    drawn = law.sample_sharpened(temperature, seeded(3))
+    assert chi_square_p_value(counts(drawn), expected) > 1e-3
+
+
+def test_a_batch_in_parts():
+    case = Case("latents", batch=7, states=300)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert len(native.slices(7, SITES * 300 * 300)) == threads
+            fitted = case.path.project(case.target, 2, 0.0, None)
+            found.append((case.path.marginals, fitted.log_weights, fitted.sample((2,), seeded(0))))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_known():
+    case = Case("plain")
+    bare = {**case.prior, case.names: torch.zeros(1, SITES, VOCAB, dtype=torch.float64)}
+    expected = torch.stack([brute_marginals(case.graph, bare)[name] for name in case.names], 1)
+    torch.testing.assert_close(case.path.unconditional().marginals, expected)
+
+
+def test_where_it_declines():
+    case = Case("plain")
+    args = (case.names, None, case.tokens, case.known)
+    assert HiddenPath.of(case.plan, case.prior, *args) is not None
+    learned = {key: table.clone().requires_grad_() for key, table in case.prior.items()}
+    assert HiddenPath.of(case.plan, learned, *args) is None
+    with torch.no_grad():
+        assert HiddenPath.of(case.plan, learned, *args) is not None
+    own = {**case.prior, "emission": case.prior["emission"].expand(3, -1, -1)}
+    assert HiddenPath.of(case.plan, own, *args) is None
+    unary = {**case.prior, "x0": torch.zeros(VOCAB, dtype=torch.float64)}
+    assert HiddenPath.of(case.plan, unary, *args) is None
+    tree = topologies.latent_tree(SITES, VOCAB, STATES)
+    assert HiddenPath.of(compile(tree), random_log_potentials(tree), tree.tokens, *args[1:]) is None
+    assert case.path.project(case.target.requires_grad_(), 1, 0.0, None) is None
+
+
+def test_underflow_is_left_to_log_space():
+    """Evidence against all states but one at each site, more than float32 holds: the answers stay exact."""
+    graph = topologies.hidden_markov(6, 3, 3)
+    prior = {key: table.float() for key, table in random_log_potentials(graph, scale=30.0).items()}
+    evidence = 60 * torch.randn(4, 6, 3, generator=seeded(0))
+    law = CoupledCategorical(compile(graph), prior, evidence)
+    expected = brute_marginals(
+        graph, {**{k: v.double() for k, v in prior.items()}, graph.tokens: evidence.double()}
+    )
+    torch.testing.assert_close(
+        law.marginals.double(), torch.stack([expected[n] for n in graph.tokens], 1), rtol=1e-3, atol=1e-4
+    )
+    assert law.sample(generator=seeded(0)).shape == (4, 6)
+
+
+def test_impossible_tokens_are_named():
+    case = Case("plain", batch=1)
+    prior = {**case.prior, "emission": case.prior["emission"].clone()}
+    prior["emission"][:, 2] = -math.inf
+    evidence = torch.zeros(1, SITES, VOCAB, dtype=torch.float64)
+    law = CoupledCategorical(
+        case.plan, prior, evidence, torch.full((1, SITES), 2), torch.tensor([[True, False, False, False]])
+    )
+    for ask in (lambda: law.marginals, lambda: law.sample(), lambda: law.sample_sharpened(0.5)):
+        with pytest.raises(InfeasibleError):
+            ask()
+
+
+def test_a_step_of_a_frozen_coupling_takes_it(monkeypatch):
+    """The whole layer: the same law with and without, and the draw starts from what the projection left."""
+    layer = CouplingLayer(topologies.hidden_markov(SITES, VOCAB, 5), VOCAB)
+    logits, case = torch.randn(3, SITES, VOCAB, generator=seeded(0)), Case("plain")
+    with torch.no_grad():
+        law = layer(logits, tokens=case.tokens, known=case.known)
+        assert law._path is not None and law._path.ahead is not None
+        marginals = law.marginals
+        monkeypatch.setattr(native, "library", lambda: None)
+        other = layer(logits, tokens=case.tokens, known=case.known)
+    assert other._path is None
+    torch.testing.assert_close(law.log_weights, other.log_weights, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(marginals, other.marginals, rtol=1e-5, atol=1e-6)
