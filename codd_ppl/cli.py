@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | generate | evaluate | card | explain | bench``."""
+"""The command line: ``codd demo | fit | generate | evaluate | judge | card | explain | bench``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codd_ppl.commands.generate_options import add_generate_options
+from codd_ppl.commands.judge_options import add_judge_options
 from codd_ppl.errors import CoddError
 
 __all__ = ["main"]
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
-        required=True, metavar="demo | fit | generate | evaluate | card | explain | bench"
+        required=True, metavar="demo | fit | generate | evaluate | judge | card | explain | bench"
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -86,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--table", type=Path, help="write all values, block by block, as JSON")
     evaluate.set_defaults(run=_evaluate)
+
+    judge = commands.add_parser("judge", help="samples under an autoregressive judge of the same text")
+    add_judge_options(judge)
+    judge.set_defaults(run=_judge)
 
     card = commands.add_parser(
         "card", help="write the results on cards, and the grid of all, from results*.json"
@@ -150,6 +155,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from codd_ppl.commands.evaluate import run_evaluate
 
     run_evaluate(options)
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from codd_ppl.commands.judge import run_judge
+
+    run_judge(options)
 
 
 def _card(options: argparse.Namespace) -> None:

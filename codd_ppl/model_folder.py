@@ -45,6 +45,9 @@ __all__ = [
     "save_model",
 ]
 
+MODEL = "model.json"
+"""The file by which a model folder is known."""
+
 KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
@@ -127,7 +130,7 @@ def save_model(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        (draft / "model.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        (draft / MODEL).write_text(json.dumps(config, indent=1), encoding="utf-8")
         weights = {f"denoiser.{k}": v.contiguous() for k, v in denoiser.state_dict().items()}
         weights |= {f"coupling.{k}": v.contiguous() for k, v in coupling.state_dict().items()}
         if dtype is not None:
@@ -147,14 +150,20 @@ def save_model(
     return path
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: str | os.PathLike[str], marker: str = MODEL) -> None:
     """Whether a model may be written to ``path``.
 
+    Args:
+        path: a folder to write or to replace.
+        marker: the file by which a folder of this kind is known.
+
     Raises:
-        ConfigError: something is there that isn't a model folder.
+        ConfigError: something is there that isn't such a folder.
     """
-    if Path(path).exists() and not (Path(path) / "model.json").is_file():
-        raise ConfigError(f"{path} exists and is no model folder; choose another path, nothing was written")
+    if Path(path).exists() and not (Path(path) / marker).is_file():
+        raise ConfigError(
+            f"{path} exists and is no model folder with {marker}; choose another path, nothing was written"
+        )
 
 
 def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
@@ -248,7 +257,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     """
     path = Path(path)
     try:
-        config = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        config = json.loads((path / MODEL).read_text(encoding="utf-8"))
         denoiser = BidirectionalTransformer.from_config(TransformerConfig(**config["denoiser"]))
         data = config["graph"]
         graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))

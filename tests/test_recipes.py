@@ -12,6 +12,7 @@ from codd_ppl.evaluation.card import card_text
 from codd_ppl.evaluation.grid import grid_text
 from codd_ppl.evaluation.section import BEGIN
 from codd_ppl.evaluation.seeds import read_seeds
+from codd_ppl.judge import CausalJudge
 from codd_ppl.model_folder import SavedModel, load_model
 from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 
@@ -62,6 +63,7 @@ CHAINS = {
     "bpe32k": ["bpe32k/network", "bpe32k/hmm"],
 }
 """Recipes that take up what the ones before them left."""
+JUDGES = ["text8/judge"]
 CHAINS["gsm8k"].sort(key=lambda name: ("network" not in name, "hmm" not in name, name))
 
 
@@ -83,7 +85,7 @@ def run(names: list[str], text: Path, *more: str) -> dict[str, SavedModel]:
 
 def test_every_recipe_is_run_by_a_test() -> None:
     there = {str(p.relative_to(MODELS).with_suffix("")) for p in MODELS.glob("*/*.yaml")}
-    assert there == {name for names in CHAINS.values() for name in names}
+    assert there == {name for names in CHAINS.values() for name in names} | set(JUDGES)
 
 
 def check_text8(found: dict[str, SavedModel]) -> None:
@@ -129,6 +131,28 @@ def test_recipes_run_one_after_the_other(chain: str, tmp_path: Path, monkeypatch
     if chain == "text8":
         check_text8(found)
         assert found["text8_256/hmm"].coupling.sites == 256
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_is_trained_by_its_recipe(
+    name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "fit",
+        "--config",
+        str(MODELS / f"{name}.yaml"),
+        "--data.path",
+        str(text),
+        "--data.batch_size",
+        "4",
+    ]
+    words += ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "0", "--trainer.accelerator", "cpu"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+    assert main(words) == 0
+    judge = CausalJudge.load("runs/text8_judge/model")
+    assert judge.vocab_size == 27 and judge.about["step"] == 2 and judge.tokenizer is not None
 
 
 WEIGHTS = sorted(path.parent for path in MODELS.glob("*/weights/model.json"))

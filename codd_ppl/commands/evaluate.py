@@ -28,7 +28,7 @@ from codd_ppl.evaluation.metrics import word_perplexity
 from codd_ppl.evaluation.parts import describe_coupling, describe_network, plain_notes
 from codd_ppl.evaluation.record import Row, evaluation_record, save_record
 from codd_ppl.evaluation.table import NelboTable
-from codd_ppl.model_folder import SavedModel, load_model
+from codd_ppl.model_folder import MODEL, SavedModel, load_model
 from codd_ppl.training.blocks import cut_blocks, spread_blocks
 from codd_ppl.training.detokenize import detokenize_wikitext, wikitext_words
 from codd_ppl.training.text_files import read_documents
@@ -207,7 +207,7 @@ def _load(folder: Path, device: torch.device) -> SavedModel:
 def _read(options: argparse.Namespace, tokenizer: Tokenizer, sites: int) -> _Text:
     paths, wikitext = options.text, options.wikitext
     for path in paths:
-        if (path / "model.json").is_file():
+        if (path / MODEL).is_file():
             raise ConfigError(
                 f"{path} is a model folder where a text is expected; add it with --also NAME={path}"
             )

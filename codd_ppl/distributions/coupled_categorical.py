@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.distributions.decoding import Decoding
+from codd_ppl.distributions.token_checks import check_tokens, chosen_tokens
 from codd_ppl.errors import ConfigError, InfeasibleError, IntractableError, ShapeError, TokenError
 from codd_ppl.inference import entropy, log_partition, marginals, mode, sample
 from codd_ppl.inference.feasibility import require_feasible
@@ -95,7 +96,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
             )
         self.known: Tensor = known.expand(expected)
         self.tokens: Tensor = torch.where(self.known, tokens, 0)
-        self._check_range(self.tokens)
+        check_tokens(self.tokens, self.vocab_size)
         self._potentials = dict(log_potentials)
         self._coupled = bool(plan.factors)
         self._normalized = normalized
@@ -191,7 +192,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
             TokenError: ids outside the vocabulary.
             InfeasibleError: what is known is impossible, so that nothing can be conditioned on it.
         """
-        value, chosen = self._value(value, sites)
+        value, chosen = chosen_tokens(value, sites, self.known.shape, self.vocab_size)
         self._require_feasible()
         clash = (self.known & chosen & (value != self.tokens)).any(-1)
         free = chosen & ~self.known
@@ -303,7 +304,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
         Raises:
             TokenError: ids outside the vocabulary, or another token at a site that is known already.
         """
-        value, chosen = self._value(value, sites)
+        value, chosen = chosen_tokens(value, sites, self.known.shape, self.vocab_size)
         if value.shape[:-1] != self.batch_shape:
             raise ShapeError(
                 f"expected one sequence for each of the batch, {(*self.batch_shape, *self.event_shape)}, found "
@@ -361,39 +362,6 @@ class CoupledCategorical(Decoding, TorchDistribution):
                     f"log_potentials[{key!r}]: expected a batch shape that broadcasts to {batch_shape}, that of the "
                     f"evidence, found {found}; expand the evidence (or the logits) first"
                 )
-
-    def _check_range(self, tokens: Tensor) -> None:
-        if not tokens.numel():
-            return
-        low, high = (int(v) for v in tokens.aminmax())
-        if low < 0 or high >= self.vocab_size:
-            raise TokenError(
-                f"expected token ids from 0 to {self.vocab_size - 1}, found {low if low < 0 else high}; masks are "
-                "not values: leave them out with known= or sites="
-            )
-
-    def _value(self, value: Tensor, sites: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Value and chosen sites, broadcast with the batch; 0 where not chosen."""
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ShapeError(f"expected token ids (int64), found {value.dtype}")
-        if sites is not None and sites.dtype != torch.bool:
-            raise ShapeError(
-                f"expected sites as a bool mask (*batch, {len(self.sites)}), found {sites.dtype}"
-            )
-        chosen = torch.ones(1, dtype=torch.bool, device=value.device) if sites is None else sites
-        try:
-            shape = torch.broadcast_shapes(value.shape, chosen.shape, (*self.batch_shape, len(self.sites)))
-        except RuntimeError:
-            shape = torch.Size()
-        if not shape or shape[-1] != len(self.sites) or value.shape[-1:] != shape[-1:]:
-            raise ShapeError(
-                f"expected tokens of shape (*sample, {', '.join(map(str, (*self.batch_shape, len(self.sites))))}), "
-                f"found {tuple(value.shape)}" + ("" if sites is None else f" and sites {tuple(sites.shape)}")
-            )
-        value, chosen = value.expand(shape), chosen.expand(shape)
-        value = torch.where(chosen, value, 0)
-        self._check_range(value)
-        return value, chosen
 
     def __repr__(self) -> str:
         count = prod(self.batch_shape) * len(self.sites)

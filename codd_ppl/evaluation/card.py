@@ -11,6 +11,7 @@ from typing import Any
 from codd_ppl.errors import DataError
 from codd_ppl.evaluation.files import write_whole
 from codd_ppl.evaluation.plots import plot_curves, save_figure
+from codd_ppl.evaluation.sample_quality import read_samples, samples_rows
 from codd_ppl.evaluation.section import paragraphs, with_section
 from codd_ppl.evaluation.seeds import Seeds, read_seeds
 
@@ -101,7 +102,24 @@ def _section(folder: Path, seeds: Seeds) -> str:
             "Controls: *marginals alone*, independent draws from the coupling's marginals; *prior alone*, the coupling "
             "without the network; *sharpened*, the network's logits divided by that temperature, without a coupling."
         )
-    return paragraphs(parts)
+    return paragraphs([*parts, *_samples(folder)])
+
+
+def _samples(folder: Path) -> list[str]:
+    """What a judge said of samples, if there is a record of it."""
+    found = read_samples(folder)
+    if found is None:
+        return []
+    notes, rows = found
+    steps = f", {notes['judge']['step']:,} steps" if "step" in notes.get("judge", {}) else ""
+    return [
+        f"Samples ({rows[-1].samples:,} a row) under an autoregressive judge of the same training text{steps}: mean "
+        "-log2 P per token, beside what shows a judge that is fooled by dull text; *in the time of coupled*: with as "
+        "many steps as took as long.",
+        f"```bash\n{notes['command']}\n```",
+        f"{notes['date']}; {notes['device']}.",
+        markdown_table(samples_rows(rows)),
+    ]
 
 
 def _all(seeds: Seeds, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from codd_ppl.training.data import TextDataModule
 from codd_ppl.training.distillation import DistillationDataModule
+from codd_ppl.training.judge_module import JudgeModule
 from codd_ppl.training.model_callback import ModelFolder
 from codd_ppl.training.module import CoDDModule
 from codd_ppl.training.pooling import PoolFit, fit_pool
@@ -10,6 +11,7 @@ from codd_ppl.training.sampled_blocks import SampledBlocks
 __all__ = [
     "CoDDModule",
     "DistillationDataModule",
+    "JudgeModule",
     "ModelFolder",
     "PoolFit",
     "SampledBlocks",

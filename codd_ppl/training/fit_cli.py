@@ -6,10 +6,10 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from codd_ppl.errors import CoddError, ConfigError
@@ -31,22 +31,24 @@ def fit(words: Sequence[str]) -> None:
     """Train by a recipe: ``words`` are "fit" and the options of LightningCLI.
 
     ``data`` holds the settings of a :class:`TextDataModule`, or ``class_path`` and ``init_args`` of any data module,
-    such as :class:`codd_ppl.training.DistillationDataModule`.
+    such as :class:`codd_ppl.training.DistillationDataModule`; in the same way ``model`` holds the settings of a
+    :class:`CoDDModule`, or names another class, such as :class:`codd_ppl.training.JudgeModule`.
 
     Raises:
-        ConfigError: settings of the data beside their ``class_path``.
+        ConfigError: settings of data or model beside their ``class_path``.
         CoddError: what a part of the recipe raises when it is built, or the run.
         SystemExit: a recipe that names what there isn't; LightningCLI has printed what, and where.
     """
-    named = _names_a_class(words)
+    data, model = (_names_a_class(words, part) for part in ("data", "model"))
     with warnings.catch_warnings():  # the words are given, whatever sys.argv holds
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # lightning's own use of jsonargparse
         try:
             _FitCLI(
-                CoDDModule,
-                LightningDataModule if named else TextDataModule,
-                subclass_mode_data=named,
+                LightningModule if model else CoDDModule,
+                LightningDataModule if data else TextDataModule,
+                subclass_mode_model=model,
+                subclass_mode_data=data,
                 args=list(words),
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,
@@ -60,29 +62,29 @@ def fit(words: Sequence[str]) -> None:
             raise own from None
 
 
-def _names_a_class(words: Sequence[str]) -> bool:
-    """Whether the recipe or the options name the class of the data module."""
+def _names_a_class(words: Sequence[str], part: Literal["data", "model"]) -> bool:
+    """Whether the recipe or the options name the class of the data module, or of the model."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append", default=[])
-    for option in ("--data", "--data.class_path"):
-        parser.add_argument(option, dest="data", action="append", default=[])
+    for option in (f"--{part}", f"--{part}.class_path"):
+        parser.add_argument(option, dest="given", action="append", default=[])
     try:
         found, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:
         return False  # LightningCLI will say what is wrong
-    values = [_read(path).get("data") for path in found.config] + found.data
-    return any(_is_class(value) for value in values)
+    values = [_read(path).get(part) for path in found.config] + found.given
+    return any(_is_class(value, part) for value in values)
 
 
-def _is_class(data: Any) -> bool:
-    if isinstance(data, str):
-        return not Path(data).is_file() or "class_path" in _read(data)
-    if not isinstance(data, dict) or "class_path" not in data:
+def _is_class(value: Any, part: str) -> bool:
+    if isinstance(value, str):
+        return not Path(value).is_file() or "class_path" in _read(value)
+    if not isinstance(value, dict) or "class_path" not in value:
         return False
-    beside = sorted(map(str, data.keys() - {"class_path", "init_args", "dict_kwargs"}))
+    beside = sorted(map(str, value.keys() - {"class_path", "init_args", "dict_kwargs"}))
     if beside:
         raise ConfigError(
-            f"data: expected class_path and init_args, found {', '.join(beside)} beside them; put "
+            f"{part}: expected class_path and init_args, found {', '.join(beside)} beside them; put "
             "settings under init_args"
         )
     return True

@@ -11,14 +11,17 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from codd_ppl.denoisers import BidirectionalTransformer
-from codd_ppl.model_folder import check_target, save_model
+from codd_ppl.judge import JUDGE
+from codd_ppl.model_folder import MODEL, check_target, save_model
+from codd_ppl.training.judge_module import JudgeModule
 from codd_ppl.training.module import CoDDModule
 
 __all__ = ["ModelFolder"]
 
 
 class ModelFolder(L.Callback):
-    """Writes network, coupling and tokenizer with ``save_model`` when training ends, or when Ctrl-C ends it.
+    """Writes network, coupling and tokenizer with ``save_model`` when training ends, or when Ctrl-C ends it; of a
+    :class:`JudgeModule`, the judge.
 
     The place is checked before the first step. After another error nothing is written, so that a run which failed
     doesn't replace a model that works; Lightning's own checkpoints serve to go on with.
@@ -41,7 +44,7 @@ class ModelFolder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out now whether the folder can be written."""
-        check_target(self.path)
+        check_target(self.path, JUDGE if isinstance(pl_module, JudgeModule) else MODEL)
         self.begin = time.perf_counter()
         if not self._fits(pl_module):
             rank_zero_warn(
@@ -75,12 +78,12 @@ class ModelFolder(L.Callback):
 
     @staticmethod
     def _fits(pl_module: L.LightningModule) -> bool:
-        return isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
+        model = isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
+        return model or isinstance(pl_module, JudgeModule)
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, interrupted: bool) -> None:
         if not trainer.is_global_zero or not self._fits(pl_module):
             return
-        assert isinstance(pl_module, CoDDModule) and isinstance(pl_module.denoiser, BidirectionalTransformer)
         data: Any = getattr(trainer, "datamodule", None)
         about: dict[str, Any] = {
             "step": trainer.global_step,
@@ -90,6 +93,10 @@ class ModelFolder(L.Callback):
         if interrupted:
             about["interrupted"] = True
         tokenizer = getattr(data, "tokenizer", None)
-        rank_zero_info(
-            f"model folder: {save_model(self.path, pl_module.denoiser, pl_module.coupling, tokenizer, about)}"
-        )
+        if isinstance(pl_module, JudgeModule):
+            written = pl_module.judge.save(self.path, tokenizer, about)
+        else:
+            assert isinstance(pl_module, CoDDModule)
+            assert isinstance(pl_module.denoiser, BidirectionalTransformer)
+            written = save_model(self.path, pl_module.denoiser, pl_module.coupling, tokenizer, about)
+        rank_zero_info(f"model folder: {written}")
