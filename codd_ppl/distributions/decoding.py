@@ -119,7 +119,7 @@ class Decoding:
         with torch.no_grad():
             if self._leaves is not None:
                 found = draw_along_path(
-                    self.plan, self._potentials, self._leaves, turns, uniform, temperature
+                    self.plan, self._potentials, self._leaves, turns, uniform, temperature, self._path
                 )
                 if found is not None:
                     return found

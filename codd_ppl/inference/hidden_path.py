@@ -2,12 +2,13 @@
 
 A step asks three things of one law: the prior's marginals given the known tokens, the weights that project it onto the
 network's, and a joint draw. With P the emission table, T the transition table, m_i the message of token i to its
-latent, and f and b the messages from the left and from the right, all in scaled linear space,
+latent, l_i the evidence of this one, and f and b the messages from the left and from the right, in scaled linear space,
 
-    b_{i-1} = T (m_i b_i),    f_{i+1} = (f_i m_i) T,    c_i = (f_i b_i) P
+    b_{i-1} = T (m_i l_i b_i),    f_{i+1} = (f_i m_i l_i) T,    c_i = (f_i l_i b_i) P
 
 each needs a pass one way only: the marginals are c_i times the evidence; the projection, site by site, goes to the
 right with m_i = (q_i / c_i) P^T against the b of the prior, and leaves the f from which a draw goes back to the left.
+Draws of one site after the other (:mod:`codd_ppl.inference.site_by_site`) start from f and b, too.
 
 The passes are loops of ``native.c``. Where that can't be had, linear space is not safe or a derivative is asked for,
 every answer here is None, and the general queries give it.
@@ -124,7 +125,7 @@ class HiddenPath:
 
     @cached_property
     def left(self) -> Float[Tensor, "batch sites states"] | None:
-        """Messages from the left, with the evidence of the latents."""
+        """Messages from the left."""
         return self.ahead if self.ahead is not None else self._to_the_right(None, None)
 
     @cached_property
@@ -227,8 +228,9 @@ class HiddenPath:
         uniform = torch.rand(draws, batch, sites, 2, generator=generator, dtype=torch.float64)
         size = max(states, vocab)
         native.call(
-            "path_draw", draws, sites, batch, states, vocab, left, self.said, self.model.back, self.model.emit,
-            weight.contiguous(), self.free, uniform, result, values, uniform.new_empty(size + -(-size // 16)),
+            "path_draw", draws, sites, batch, states, vocab, *self.model.evidence(slice(None)), left, self.said,
+            self.model.back, self.model.emit, weight.contiguous(), self.free, uniform, result, values,
+            uniform.new_empty(size + -(-size // 16)),
         )  # fmt: skip
         return result
 

@@ -528,10 +528,10 @@ void NAME(best_values)(int64_t steps, int64_t batch, int64_t n, const REAL *x, c
  * those of the tokens, latent the evidence of the latents, with strides (0: the same for all) between batch elements and
  * sites. Both functions return the smallest number of what they compute, -1 where everything vanished. */
 
-/* x = a b, its largest entry 1; the factor that was taken out, 0 if nothing is left. */
-static inline REAL NAME(meet)(const REAL *a, const REAL *b, REAL *x, int64_t n) {
+/* x = a b c, its largest entry 1; the factor that was taken out, 0 if nothing is left. */
+static inline REAL NAME(meet)(const REAL *a, const REAL *b, const REAL *c, REAL *x, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) x[i] = a[i] * b[i];
+    for (int64_t i = 0; i < n; i++) x[i] = a[i] * b[i] * c[i];
     const REAL top = NAME(largest)(x, n);
     if (!(top > 0)) return 0;
     NAME(divide)(x, top, n);
@@ -554,11 +554,7 @@ double NAME(path_right)(int64_t sites, int64_t batch, int64_t h, const REAL *bac
     for (int64_t s = sites - 1; s > 0; s--) {
         for (int64_t b = 0; b < batch; b++) {
             const int64_t at = (b * sites + s) * h;
-            const REAL *z = latent + b * each + s * step;
-            REAL *out = x + b * h;
-#pragma omp simd
-            for (int64_t i = 0; i < h; i++) out[i] = z[i] * said[at + i];
-            if (!(tops[b] = NAME(meet)(out, right + at, out, h))) return -1;
+            if (!(tops[b] = NAME(meet)(latent + b * each + s * step, said + at, right + at, x + b * h, h))) return -1;
         }
         NAME(rows)(x, back, y, batch, h, h);
         for (int64_t b = 0; b < batch; b++) memcpy(right + (b * sites + s - 1) * h, y + b * h, sizeof(REAL) * h);
@@ -567,8 +563,8 @@ double NAME(path_right)(int64_t sites, int64_t batch, int64_t h, const REAL *bac
     return least;
 }
 
-/* left_{s+1} = (left_s said_s) T latent_{s+1}, from the first site on. With a cavity, it becomes (left_s right_s) P at the
- * free sites on the way, and with a quotient q the token's message there quotient / cavity times the transposed P.
+/* left_{s+1} = (left_s said_s latent_s) T, from the first site on. With a cavity, it becomes (left_s right_s latent_s) P at
+ * the free sites on the way, and with a quotient q the token's message there quotient / cavity times the transposed P.
  * room: batch * (2 * max(h, v) + 1); which: batch. */
 double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
                        const REAL *move, const REAL *latent, int64_t each, int64_t step, const uint8_t *free,
@@ -577,13 +573,15 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
     const int64_t wide = h > v ? h : v;
     REAL *x = room, *y = room + batch * wide, *tops = y + batch * wide;
     double least = 1;
-    for (int64_t b = 0; b < batch; b++) memcpy(left + b * sites * h, latent + b * each, sizeof(REAL) * h);
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t i = 0; i < h; i++) left[b * sites * h + i] = 1;
     for (int64_t s = 0; s < sites; s++) {
         int64_t count = 0;
         for (int64_t b = 0; cavity && b < batch; b++)
             if (free[b * sites + s]) {
                 const int64_t at = (b * sites + s) * h;
-                if (!(tops[count] = NAME(meet)(left + at, right + at, x + count * h, h))) return -1;
+                if (!(tops[count] = NAME(meet)(latent + b * each + s * step, left + at, right + at, x + count * h, h)))
+                    return -1;
                 which[count++] = b;
             }
         if (count) NAME(rows)(x, emit, y, count, h, v);
@@ -604,40 +602,31 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
         if (s + 1 == sites) break;
         for (int64_t b = 0; b < batch; b++) {
             const int64_t at = (b * sites + s) * h;
-            if (!(tops[b] = NAME(meet)(left + at, said + at, x + b * h, h))) return -1;
+            if (!(tops[b] = NAME(meet)(latent + b * each + s * step, left + at, said + at, x + b * h, h))) return -1;
         }
         NAME(rows)(x, move, y, batch, h, h);
         least = NAME(floor)(y, tops, batch, h, least);
-        for (int64_t b = 0; b < batch; b++) {
-            const REAL *z = latent + b * each + (s + 1) * step, *r = y + b * h;
-            REAL *next = left + (b * sites + s + 1) * h, low = 1;
-#pragma omp simd reduction(min : low)
-            for (int64_t i = 0; i < h; i++) {
-                next[i] = r[i] * z[i];
-                low = z[i] > 0 && next[i] < low ? next[i] : low;
-            }
-            least = low < least ? low : least;
-        }
+        for (int64_t b = 0; b < batch; b++) memcpy(left + (b * sites + s + 1) * h, y + b * h, sizeof(REAL) * h);
     }
     return least;
 }
 
-/* Joint draws of states, from the last site on, and of the tokens that are free: z_s ~ left_s said_s T[., z_{s+1}],
+/* Joint draws of states, from the last site on, and of the tokens that are free: z_s ~ left_s said_s latent_s T[., z_{s+1}],
  * x_s ~ P[z_s, .] weight_s. uniform: (draws, batch, sites, 2), in [0, 1); states and values (draws, batch, sites), the
  * second filled in where free, or NULL. room: n + (n + 15) / 16, n = max(h, v). */
-void NAME(path_draw)(int64_t draws, int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *left,
-                     const REAL *said, const REAL *back, const REAL *emit, const REAL *weight, const uint8_t *free,
+void NAME(path_draw)(int64_t draws, int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *latent,
+                     int64_t each, int64_t step, const REAL *left, const REAL *said, const REAL *back, const REAL *emit, const REAL *weight, const uint8_t *free,
                      const double *uniform, int64_t *states, int64_t *values, double *room) {
     for (int64_t d = 0; d < draws; d++)
         for (int64_t b = 0; b < batch; b++) {
             int64_t state = 0;
             for (int64_t s = sites - 1; s >= 0; s--) {
                 const int64_t at = b * sites + s, here = d * batch * sites + at;
-                const REAL *f = left + at * h, *m = said + at * h, *t = back + state * h;
+                const REAL *f = left + at * h, *m = said + at * h, *z = latent + b * each + s * step;
+                const REAL *t = back + state * h;
+                for (int64_t i = 0; i < h; i++) room[i] = (double)f[i] * m[i] * z[i];
                 if (s + 1 < sites)
-                    for (int64_t i = 0; i < h; i++) room[i] = (double)(f[i] * m[i]) * t[i];
-                else
-                    for (int64_t i = 0; i < h; i++) room[i] = (double)f[i] * m[i];
+                    for (int64_t i = 0; i < h; i++) room[i] *= t[i];
                 states[here] = state = NAME(pick)(room, h, uniform[2 * here]);
                 if (!values || !free[at]) continue;
                 const REAL *p = emit + state * v, *w = weight + at * v;
@@ -653,16 +642,16 @@ void NAME(path_draw)(int64_t draws, int64_t sites, int64_t batch, int64_t h, int
  * emit (v, h), turned (h, v), ahead and behind (h, h) in linear space; evidence (batch, sites, v) in log space; latent,
  * said, left and right (sites, batch, h); uniform and values (sites, batch), uniform in [0, 1).
  *
- * Returns the smallest of the totals that a draw or a move rests on, -1 where one vanished. room: (batch + 1) * h + 2 * v
+ * Returns the smallest of the totals that a draw or a move rests on, -1 where one vanished. room: batch * (h + v) + v
  * numbers. */
-double NAME(turns)(int64_t count, const int64_t *site, const int64_t *start, const int64_t *row, int64_t at, int64_t sites,
+double NAME(turns)(int64_t visits, const int64_t *site, const int64_t *start, const int64_t *row, int64_t at, int64_t sites,
                    int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *turned, const REAL *ahead,
                    const REAL *behind, const REAL *latent, const REAL *evidence, const double *temperature,
                    const double *uniform, REAL *said, REAL *left, REAL *right, int64_t *values, REAL *room) {
     const int64_t width = batch * h;
-    REAL *belief = room + width, *weight = belief + h, *own = weight + v;
+    REAL *belief = room, *weights = room + width, *own = weights + batch * v;
     double least = 1;
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < visits; k++) {
         while (at != site[k]) {
             const int64_t next = at < site[k] ? at + 1 : at - 1;
             REAL *message = next > at ? left : right;
@@ -679,10 +668,16 @@ double NAME(turns)(int64_t count, const int64_t *site, const int64_t *start, con
             NAME(rows)(room, next > at ? ahead : behind, message + next * width, batch, h, h);
             at = next;
         }
-        for (int64_t r = start[k]; r < start[k + 1]; r++) {
-            const int64_t b = row[r], here = at * width + b * h;
-            for (int64_t i = 0; i < h; i++) belief[i] = left[here + i] * right[here + i] * latent[here + i];
-            NAME(row)(belief, turned, weight, h, v);
+        const int64_t count = start[k + 1] - start[k];
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t here = at * width + row[start[k] + r] * h;
+#pragma omp simd
+            for (int64_t i = 0; i < h; i++) belief[r * h + i] = left[here + i] * right[here + i] * latent[here + i];
+        }
+        NAME(rows)(belief, turned, weights, count, h, v);
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t b = row[start[k] + r], here = at * width + b * h;
+            REAL *weight = weights + r * v;
             NAME(exponentials)(evidence + (b * sites + at) * v, own, v);
             for (int64_t x = 0; x < v; x++) weight[x] *= own[x];
             const REAL top = NAME(largest)(weight, v);

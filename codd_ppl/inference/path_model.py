@@ -97,7 +97,9 @@ def path_model(
         sites: the tokens, in reading order.
         batch_shape: of the query; that of the tables, if they have one.
     """
-    model = None if plan.junction is not None else hidden_markov(plan, sites)
+    if plan.junction is not None or native.library() is None:
+        return None
+    model = hidden_markov(plan, sites)
     if model is None or model.order != tuple(range(len(sites))):
         return None
     values = log_potentials.values()

@@ -7,7 +7,8 @@ from codd_ppl import CouplingLayer, topologies
 from codd_ppl.distributions import coupled_categorical, decoding
 from codd_ppl.errors import ConfigError, InfeasibleError, ShapeError
 from codd_ppl.inference import log_score, native
-from codd_ppl.inference.site_by_site import draw_along_path, visits
+from codd_ppl.inference.cursor import visits
+from codd_ppl.inference.site_by_site import draw_along_path
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 
 GRAPHS = {
