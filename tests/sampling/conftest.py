@@ -89,9 +89,10 @@ class Toy:
 
 @pytest.fixture
 def toy() -> Callable[..., Toy]:
-    def make(sites=3, vocab=3, seed=0):
+    def make(sites=3, vocab=3, seed=0, joint=None):
         generator = torch.Generator().manual_seed(seed)
-        joint = torch.rand((vocab,) * sites, generator=generator, dtype=torch.float64) ** 3 + 0.01
+        if joint is None:
+            joint = torch.rand((vocab,) * sites, generator=generator, dtype=torch.float64) ** 3 + 0.01
         joint = joint / joint.sum()
         return Toy(
             joint, TableDenoiser(joint), EnumeratedCoupling(joint, False), EnumeratedCoupling(joint, True)

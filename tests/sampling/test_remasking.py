@@ -162,3 +162,42 @@ def test_names_and_errors():
     for make in (Cap, Rescale, Confident):
         with pytest.raises(ConfigError, match="eta"):
             make(1.5)
+
+
+def invalid_pairs(strategy, steps, vocab):
+    """Chance that two tokens which must be equal differ in the end, for independent draws from exact marginals.
+
+    A Markov chain over: both masked, one masked, both written and equal, both written and different.
+    """
+    alphas = LinearSchedule().grid(steps, dtype=torch.float64).tolist()
+    none, one, equal, different = 1.0, 0.0, 0.0, 0.0
+    for k in range(steps, 0, -1):
+        now = state(alphas[k], alphas[k - 1])
+        sigma, rate = (0.0, 1.0) if k == 1 else (strategy.sigma(now), strategy.rate(now))
+        keep, written = 1 - sigma, equal + different
+        none, one, equal, different = (
+            none * (1 - rate) ** 2 + one * sigma * (1 - rate) + written * sigma**2,
+            none * 2 * rate * (1 - rate)
+            + one * (keep * (1 - rate) + sigma * rate)
+            + written * 2 * sigma * keep,
+            none * rate**2 / vocab + one * keep * rate + equal * keep**2,
+            none * rate**2 * (1 - 1 / vocab) + different * keep**2,
+        )
+    assert none == one == 0.0 and equal + different == pytest.approx(1.0)
+    return different
+
+
+@pytest.mark.parametrize("strategy", [Cap(0.0), Cap(0.2), Rescale(0.5), Rescale(1.0)])
+def test_what_it_does_to_pairs_that_are_drawn_independently(toy, strategy):
+    """It doesn't mend them: masks that fall together are drawn anew together."""
+    vocab, steps, rows = 5, 8, 6_000
+    pairs = toy(joint=torch.eye(vocab, dtype=torch.float64))
+    sampler = Sampler(pairs.denoiser, pairs.factorised, "random", steps, remasking=strategy)
+    tokens = sampler.generate(pairs.template(rows), seeded(5)).tokens
+    wrong, expected = int((tokens[:, 0] != tokens[:, 1]).sum()), invalid_pairs(strategy, steps, vocab)
+    assert abs(wrong / rows - expected) < 4 * math.sqrt(expected * (1 - expected) / rows)
+    plain = (1 - 1 / vocab) / steps  # both in the same one of the steps
+    assert expected == pytest.approx(plain) if strategy.eta == 0 else expected > plain
+    coupled = Sampler(pairs.denoiser, pairs.perfect, "random", steps, remasking=strategy)
+    tokens = coupled.generate(pairs.template(rows), seeded(5)).tokens
+    assert tokens[:, 0].equal(tokens[:, 1])
