@@ -9,9 +9,9 @@ so that a site is written at time s with chance alpha_t (1 - sigma) + (1 - alpha
 masks have the marginals of the process that the network was trained on. The last step has alpha_s = 1, so sigma = 0.
 Sites that the template gave are never touched. Where sigma doesn't look at the values, a perfect joint keeps its law.
 
-It corrects a network that saw too little when it wrote, not independent draws: of two tokens that must be equal, drawn by
-a perfect network independently, (1 - 1/vocab) / T of the pairs are wrong in the end, and more than that if sigma > 0, as
-sites that are masked together are drawn anew together (the chain of states is in tests/sampling/test_remasking.py).
+It corrects a network that saw too little when it wrote, not independent draws: of two tokens that must be equal, drawn
+by a perfect network independently, (1 - 1/vocab) / T of the pairs are wrong in the end, and more if sigma > 0,
+as sites that are masked together are drawn anew together (the chain of states is in tests/sampling/test_remasking.py).
 """
 
 from abc import ABC, abstractmethod
