@@ -77,11 +77,12 @@ def run_generate(options: argparse.Namespace) -> None:
             for start in range(0, len(tasks), each):  # the first texts of a long list come early
                 batch = tasks[start : start + each]
                 _write(batch, sampler, options.best_of, generator, output, saved.tokenizer, strings, page)
-        if page is not None:
-            page.save(options.html, f"codd generate {options.model}")
     except BrokenPipeError:  # the reader, such as head, has had enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:  # Ctrl-C keeps the texts that are whole
+        if page is not None and page.texts:
+            page.save(options.html, f"codd generate {options.model}")
 
 
 def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:

@@ -25,13 +25,16 @@ class Recorder:
         tokenizer: of the texts.
         graph: of the coupling. Where it ties neighbours and no others (a hidden Markov graph, a chain), the page shows
             that all along a text of any length, else as the graph has it, where its windows began.
+
+    Attributes:
+        texts: those that are whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, graph: FactorGraph) -> None:
         self.tokenizer = tokenizer
         self._edges = token_edges(graph)
         self._neighbours = bool(self._edges) and all(b == a + 1 for a, b in self._edges)
-        self._texts: list[RevealedText] = []
+        self.texts: list[RevealedText] = []
         self.begin([])
 
     def begin(self, templates: Sequence[Int[Tensor, " any"]]) -> None:
@@ -67,11 +70,11 @@ class Recorder:
             count = len(text.tokens)
             pieces = [self.tokenizer.decode([token], skip_special_tokens=False) for token in text.tokens]
             steps, sure = self._history[row][:count], self._sure[row][:count]
-            self._texts.append(RevealedText(pieces, steps, sure, self._tied(row, count)))
+            self.texts.append(RevealedText(pieces, steps, sure, self._tied(row, count)))
 
     def save(self, path: Path, title: str) -> None:
         """Write the page."""
-        write_whole(path, reveal_page(self._texts, title))
+        write_whole(path, reveal_page(self.texts, title))
 
     def _tied(self, row: int, count: int) -> list[tuple[int, int]]:
         if self._neighbours:

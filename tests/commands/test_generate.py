@@ -292,7 +292,7 @@ def test_errors_of_the_folder_and_the_graph(
 
 
 def test_ctrl_c_keeps_what_was_printed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
     generate_ = BlockSampler.generate
@@ -304,9 +304,15 @@ def test_ctrl_c_keeps_what_was_printed(
         return generate_(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlockSampler, "generate", interrupted)
-    assert generate(folder, "--samples", "4", "--batch-size", "2", "--jsonl") == 130
+    page = tmp_path / "texts.html"
+    assert generate(folder, "--samples", "4", "--batch-size", "2", "--jsonl", "--html", str(page)) == 130
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 2 and "Traceback" not in captured.err
+    lines = captured.out.splitlines()
+    assert len(lines) == 2 and "Traceback" not in captured.err
+    data = re.search(
+        r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.S
+    )
+    assert data is not None and len(json.loads(data[1])["samples"]) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are another thing there")
