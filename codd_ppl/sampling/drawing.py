@@ -92,7 +92,7 @@ class AnyOrder:
         x_i ~ p(x_i | xt, what was drawn so far)^(1/tau), normalised.
 
     Only the coupling is asked again, never the network. By the chain rule tau = 1 is an exact joint draw, whatever the
-    order, as it is read off the marginals before the first draw.
+    order, as it is read off the marginals before the first draw; so that is what is made then, in one pass.
 
     Args:
         temperature: tau of every site.
@@ -134,6 +134,8 @@ class AnyOrder:
         """The revealed sites one by one; the others stay summed out."""
         if not isinstance(dist, OrderedDistribution):
             raise _lacks(self, dist, "sample_in_turns(turns, temperature, generator)")
+        if self.temperature == 1:
+            return dist.sample((), generator=generator)
 
         def turns(marginals: Tensor) -> Tensor:
             rank = ranks(self._confidence.confidence(marginals), revealed)

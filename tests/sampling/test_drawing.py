@@ -126,8 +126,8 @@ def test_the_order_of_any_order_is_that_of_the_heuristic():
             return torch.zeros(1, 6, dtype=torch.int64)
 
     revealed = torch.tensor([[True, True, False, True, True, True]])
-    AnyOrder(turns=None).draw(Watched(), revealed)
-    AnyOrder(turns=2).draw(Watched(), revealed)
+    AnyOrder(0.5, turns=None).draw(Watched(), revealed)
+    AnyOrder(0.5, turns=2).draw(Watched(), revealed)
     order = dist.marginals.amax(-1)[0].masked_fill(~revealed[0], -1).argsort(descending=True)[:5]
     assert asked[0][0, order].tolist() == [0, 1, 2, 3, 4] and asked[0][0, 2] == -1
     assert asked[1][0, order].tolist() == [0, 0, 0, 1, 1] and asked[1][0, 2] == -1
