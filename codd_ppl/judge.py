@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from codd_ppl.denoisers.pretrained import quiet_transformers, transformers_library
 from codd_ppl.errors import ConfigError, DataError, ShapeError, TokenError
 from codd_ppl.model_folder import check_target
 from codd_ppl.typing import Float, Int
@@ -57,7 +56,7 @@ class CausalJudge(nn.Module):
                 f"expected sizes of at least 1 and hidden_size a multiple of 2 * heads, found vocab_size={vocab_size}, "
                 f"hidden_size={hidden_size}, layers={layers}, heads={heads}, length={length}"
             )
-        llama = _transformers()
+        llama = transformers_library()
         self.model: Any = llama.LlamaForCausalLM(
             llama.LlamaConfig(
                 vocab_size=vocab_size + 1,
@@ -124,7 +123,7 @@ class CausalJudge(nn.Module):
         draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            with _quiet():
+            with quiet_transformers():
                 self.model.save_pretrained(draft)
             (draft / JUDGE).write_text(
                 json.dumps({"format": FORMAT, "about": about or self.about}, indent=1), encoding="utf-8"
@@ -160,7 +159,7 @@ class CausalJudge(nn.Module):
         judge = cls.__new__(cls)
         nn.Module.__init__(judge)
         try:
-            with _quiet() as llama:
+            with quiet_transformers() as llama:
                 judge.model = llama.LlamaForCausalLM.from_pretrained(path)
             file = path / "tokenizer.json"
             judge.tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
@@ -170,27 +169,3 @@ class CausalJudge(nn.Module):
             raise DataError(f"{path}: the judge can't be read ({error}); train it again") from error
         judge.about = dict(notes.get("about") or {})
         return judge.eval()
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            'a judge is a network of the library transformers: install it with pip install "codd-ppl[hf]"'
-        ) from error
-    return transformers
-
-
-@contextmanager
-def _quiet() -> Iterator[Any]:
-    """The library without its progress bars for files of a megabyte."""
-    library = _transformers()
-    bars = library.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield library
-    finally:
-        if shown:
-            bars.enable_progress_bar()
