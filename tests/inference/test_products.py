@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codd_ppl import CouplingLayer, topologies
-from codd_ppl.inference import kept, path_tokens, products
+from codd_ppl.inference import kept, path_model, path_tokens, products
 from codd_ppl.inference.products import absorb_rows, draw_rows, invert, times, transposed_times
 from codd_ppl.testing import chi_square_p_value
 
@@ -82,6 +82,7 @@ def test_the_sweep_over_masked_rows_is_the_sweep(sweeps: int, monkeypatch: pytes
         expected = layer(logits, tokens=tokens, known=known).log_evidence
         asked, sweep = [], path_tokens.sweep_tokens
         monkeypatch.setattr(kept, "LARGE", 1)
+        monkeypatch.setattr(path_model, "_models", {})
         monkeypatch.setattr(path_tokens, "sweep_tokens", lambda *a: asked.append(1) or sweep(*a))
         found = layer(logits, tokens=tokens.masked_fill(~known, 99), known=known).log_evidence
     assert asked
