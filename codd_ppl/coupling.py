@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codd_ppl.compiler import compile
+from codd_ppl.coupling_files import PretrainedCoupling
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, GraphError, LogitsError, ShapeError, TokenError
 from codd_ppl.graphs import FactorGraph
@@ -23,7 +24,7 @@ from codd_ppl.typing import Bool, Float, Int, LogPotentials
 __all__ = ["CouplingLayer"]
 
 
-class CouplingLayer(nn.Module):
+class CouplingLayer(PretrainedCoupling, nn.Module):
     """Couples the tokens that a denoiser predicts, along a factor graph.
 
     ``combine="projected"`` (default): among all joint laws whose single-site marginals are the network's, the one

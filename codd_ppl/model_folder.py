@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import networkx as nx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,15 +22,9 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.graphs import FactorGraph
-from codd_ppl.potentials import (
-    ContextualLatentPotentials,
-    LatentPotentials,
-    LogarithmicPool,
-    LowRankPotentials,
-    MixturePotentials,
-    TablePotentials,
-    TiedEmissionPotentials,
-)
+from codd_ppl.graphs.node_link import graph_from_json, graph_to_json
+from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials, TiedEmissionPotentials
+from codd_ppl.potentials.description import build_layer, build_potentials, describe
 from codd_ppl.potentials.table import table_shapes
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 
@@ -47,24 +40,6 @@ __all__ = [
 
 MODEL = "model.json"
 """The file by which a model folder is known."""
-
-KINDS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        ContextualLatentPotentials,
-        LatentPotentials,
-        LowRankPotentials,
-        MixturePotentials,
-        TablePotentials,
-        TiedEmissionPotentials,
-    )
-}
-SETTINGS = {
-    "ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio"),
-    "MixturePotentials": ("components", "hidden_size", "width", "mask_ratio"),
-    "TiedEmissionPotentials": ("rank",),
-}
-"""What a kind of potentials is built from, beside the graph: attributes of the same names."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +73,12 @@ def save_model(
         ConfigError: a network or potentials of a kind that the folder can't describe, or a path that is something else.
     """
     path = Path(path)
-    kind = type(coupling.potentials).__name__
-    known = isinstance(denoiser, BidirectionalTransformer) and kind in KINDS
-    if not isinstance(coupling, CouplingLayer) or not known:
+    if not isinstance(coupling, CouplingLayer) or not isinstance(denoiser, BidirectionalTransformer):
         raise ConfigError(
-            f"a model folder holds a BidirectionalTransformer and {' or '.join(KINDS)}, found "
-            f"{type(denoiser).__name__} and {kind}; keep torch.save(module.state_dict()) beside the code that builds it"
+            f"a model folder holds a BidirectionalTransformer and a CouplingLayer, found {type(denoiser).__name__} and "
+            f"{type(coupling).__name__}; keep torch.save(module.state_dict()) beside the code that builds it"
         )
+    about_coupling = describe(coupling)
     if isinstance(coupling.potentials, TiedEmissionPotentials) and not torch.equal(
         coupling.potentials.unembedding, denoiser.unembedding
     ):
@@ -113,16 +87,11 @@ def save_model(
             "holds; build TiedEmissionPotentials with denoiser.unembedding"
         )
     check_target(path)
-    settings = {name: getattr(coupling.potentials, name) for name in SETTINGS.get(kind, ())}
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
-        "coupling": {
-            "potentials": kind,
-            "settings": settings,
-            **_settings(coupling),
-        },
-        "graph": nx.node_link_data(coupling.graph.to_networkx(), edges="edges"),
+        "coupling": about_coupling,
+        "graph": graph_to_json(coupling.graph),
         "about": about or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,12 +171,14 @@ def load_coupling(
             )
         potentials = LatentPotentials(graph)
         potentials.load_state_dict(static.state_dict())
-    settings = _settings(coupling)
+    settings = describe(coupling)
     if combine is not None:
         settings["combine"] = combine
     if settings["combine"] == "product":
         settings["pool"] = None
-    layer = _layer(graph or coupling.graph, coupling.vocab_size, potentials, settings)
+    layer: CouplingLayer = build_layer(
+        CouplingLayer, graph or coupling.graph, coupling.vocab_size, potentials, settings
+    )
     if layer.pool is not None:
         layer.pool = coupling.pool
     return layer.train()
@@ -259,14 +230,9 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     try:
         config = json.loads((path / MODEL).read_text(encoding="utf-8"))
         denoiser = BidirectionalTransformer.from_config(TransformerConfig(**config["denoiser"]))
-        data = config["graph"]
-        graph = FactorGraph.from_networkx(nx.node_link_graph(_tuples(data), edges="edges"))
-        about = config["coupling"]
-        kind, given = KINDS[about["potentials"]], dict(about.get("settings", {}))
-        if kind is TiedEmissionPotentials:
-            given["unembedding"] = denoiser.unembedding  # its memory is filled with the weights below
-        potentials = kind(graph, **given)
-        coupling = _layer(graph, denoiser.vocab_size, potentials, about)
+        graph, about = graph_from_json(config["graph"]), config["coupling"]
+        potentials = build_potentials(graph, about, denoiser.unembedding)  # filled with the weights below
+        coupling = build_layer(CouplingLayer, graph, denoiser.vocab_size, potentials, about)
         weights = load_file(path / "weights.safetensors")
         for name, module in (("denoiser.", denoiser), ("coupling.", coupling)):
             module.load_state_dict(
@@ -293,36 +259,3 @@ def _expect_latent(path: str | os.PathLike[str], coupling: CouplingLayer) -> Lat
             "as it is with load_coupling(path), or give another folder"
         )
     return coupling.potentials
-
-
-def _settings(coupling: CouplingLayer) -> dict[str, Any]:
-    """How a coupling combines logits and prior, as JSON values."""
-    return {
-        "combine": coupling.combine,
-        "sweeps": coupling.sweeps,
-        "tolerance": coupling.tolerance,
-        "candidates": coupling.candidates,
-        "pool": None if coupling.pool is None else coupling.pool.knots[1:].tolist(),
-    }
-
-
-def _layer(graph: FactorGraph, vocab_size: int, potentials: Any, about: dict[str, Any]) -> CouplingLayer:
-    """The coupling that :func:`_settings` describes, its pool's weights still to be loaded."""
-    return CouplingLayer(
-        graph,
-        vocab_size,
-        getattr(potentials, "hidden_size", None),
-        combine=about["combine"],
-        sweeps=about["sweeps"],
-        tolerance=about.get("tolerance", 0.0),
-        candidates=about.get("candidates"),
-        potentials=potentials,
-        pool=LogarithmicPool(about["pool"]) if about.get("pool") else None,
-    )
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON turned node names and scopes into lists; networkx wants tuples."""
-    nodes = [{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()} for node in data["nodes"]]
-    edges = [{k: tuple(v) if isinstance(v, list) else v for k, v in edge.items()} for edge in data["edges"]]
-    return {**data, "nodes": nodes, "edges": edges}

@@ -23,7 +23,7 @@ LAYERS = {
     "compiler": 2,
     "inference": 3,
     "potentials": 4,
-    "distributions": 5,
+    "distributions": 5, "coupling_files": 5,
     "coupling": 6,
     "spanning_tree_coupling": 7, "constraints": 7, "diffusion": 7, "denoisers": 7,
     "model_folder": 8,

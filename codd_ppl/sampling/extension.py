@@ -8,7 +8,7 @@ from typing import Any
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.errors import ConfigError, GraphError
 from codd_ppl.graphs import FactorGraph, topologies
-from codd_ppl.model_folder import KINDS, SETTINGS
+from codd_ppl.potentials.description import KINDS, SETTINGS
 
 __all__ = ["extended", "on_graph"]
 
