@@ -113,7 +113,7 @@ def path_model(
     ):
         return entry[1]
     found = _laid_out(Tables(plan, log_potentials), model, sites, batch_shape)
-    if found is not None and len(found.latent) == 1 and not any(v.is_inference() for v in values):
+    if found is not None and len(found.latent) == 1 and not torch.is_inference_mode_enabled():
         for old in list(_models)[: len(_models) + 1 - MODELS]:
             _models.pop(old, None)
         _models[plan] = {key: value.detach().clone() for key, value in log_potentials.items()}, found
