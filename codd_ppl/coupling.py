@@ -269,7 +269,10 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         if path is not None and start is None:
             given, none = path.marginals, path.unconditional().marginals
             if given is not None and none is not None:
-                return given.log().reshape(*known.shape, self.vocab_size), none[0].log()
+                shape = (*known.shape, self.vocab_size)
+                return given.log().reshape(shape), none[0].log() if len(none) == 1 else none.log().reshape(
+                    shape
+                )
         flat = (
             torch.zeros(self.vocab_size, dtype=dtype, device=known.device)
             if start is None

@@ -143,11 +143,18 @@ class HiddenPath:
         )
 
     def unconditional(self) -> HiddenPath:
-        """The law of one sequence of which nothing is known, without evidence of its tokens."""
-        model, free = self.model, torch.ones_like(self.free[:1])
-        said = model.emit.sum(1).expand(1, *self.said.shape[1:]).contiguous()
-        model = model if len(model.latent) == 1 else replace(model, latent=model.latent[:1])
-        return HiddenPath(model, torch.zeros_like(self.tokens[:1]), free, None, said)
+        """The law with nothing known and without evidence of the tokens: of one sequence, as all are alike then, or of
+
+        as many as there are where each has evidence of its latents.
+        """
+        found: HiddenPath | None = self.model.memory.get("unconditional")
+        if found is None:
+            rows = len(self.model.latent)
+            tokens, free = torch.zeros_like(self.tokens[:rows]), torch.ones_like(self.free[:rows])
+            said = self.model.emit.sum(1).expand(rows, *self.said.shape[1:]).contiguous()
+            found = HiddenPath(self.model, tokens, free, None, said)
+            self.model.memory["unconditional"] = found
+        return found
 
     def project(
         self,

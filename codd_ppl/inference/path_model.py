@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class PathModel:
     move: Tensor
     back: Tensor
     latent: Tensor
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """For what follows from these tables alone."""
 
     def evidence(self, some: slice) -> tuple[Tensor, int, int]:
         """Of the latents, for a part of the batch, with its strides between batch elements and sites."""

@@ -13,6 +13,7 @@ from codd_ppl.inference import native
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.projection import project
+from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 from codd_ppl.testing import brute_marginals, chi_square_p_value, enumerate_log_joint, random_log_potentials
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
@@ -176,11 +177,42 @@ def test_a_batch_in_parts():
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_known():
-    case = Case("plain")
-    bare = {**case.prior, case.names: torch.zeros(1, SITES, VOCAB, dtype=torch.float64)}
+@pytest.mark.parametrize("kind", ["plain", "latents"])
+def test_nothing_known(kind):
+    """One law for all, or one for each where the latents have evidence of their own."""
+    case = Case(kind)
+    bare = {
+        **case.prior,
+        case.names: torch.zeros(1 if kind == "plain" else 3, SITES, VOCAB, dtype=torch.float64),
+    }
     expected = torch.stack([brute_marginals(case.graph, bare)[name] for name in case.names], 1)
+    assert len(expected) == (1 if kind == "plain" else 3)
     torch.testing.assert_close(case.path.unconditional().marginals, expected)
+
+
+@pytest.mark.parametrize("contextual", [False, True])
+def test_a_pooled_layer_is_the_same_with_and_without(contextual, monkeypatch):
+    graph = topologies.hidden_markov(SITES, VOCAB, 5)
+    potentials = ContextualLatentPotentials(graph, 8, width=4, mask_ratio=True) if contextual else None
+    layer = CouplingLayer(graph, VOCAB, 8, potentials=potentials, pool=LogarithmicPool((0.5, 1.0)))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.7, generator=seeded(7))
+    logits, hidden = (
+        torch.randn(3, SITES, VOCAB, generator=seeded(0)),
+        torch.randn(3, SITES, 8, generator=seeded(1)),
+    )
+    case = Case("plain")
+    with torch.no_grad():
+        law = layer(logits, hidden=hidden, tokens=case.tokens, known=case.known)
+        assert law._path is not None and law._path.ahead is not None
+        alone = [
+            layer(logits[i], hidden=hidden[i], tokens=case.tokens[i], known=case.known[i]).log_weights
+            for i in range(3)
+        ]
+        monkeypatch.setattr(native, "library", lambda: None)
+        other = layer(logits, hidden=hidden, tokens=case.tokens, known=case.known)
+    torch.testing.assert_close(law.log_weights, other.log_weights, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(law.log_weights, torch.stack(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_where_it_declines():
