@@ -95,6 +95,8 @@ class HiddenPath:
         else:
             weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1)
             said = weight @ model.tokens
+            if not bool(torch.isfinite(said).all()):
+                return None
         if tokens is None:
             value, said = torch.zeros_like(free, dtype=torch.int64), said.contiguous()
         else:

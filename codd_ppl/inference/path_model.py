@@ -144,6 +144,8 @@ def _laid_out(
         return None
     tokens, back = linear_form(emission.log[0, 0].detach()), linear_form(transition.log[0, 0].detach())
     latent = linear_form(tables.evidence(model.latents).detach(), -1).contiguous()
+    if not all(bool(torch.isfinite(table).all()) for table in (tokens, back, latent)):
+        return None  # the general queries say what is wrong
     return PathModel(
         tokens.T.contiguous(), tokens.contiguous(), back.T.contiguous(), back.contiguous(), latent
     )

@@ -8,7 +8,7 @@ import torch
 from codd_ppl import CouplingLayer, topologies
 from codd_ppl.compiler import compile
 from codd_ppl.distributions import CoupledCategorical
-from codd_ppl.errors import InfeasibleError
+from codd_ppl.errors import InfeasibleError, PotentialsError
 from codd_ppl.inference import native
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
@@ -245,6 +245,22 @@ def test_underflow_is_left_to_log_space():
         law.marginals.double(), torch.stack([expected[n] for n in graph.tokens], 1), rtol=1e-3, atol=1e-4
     )
     assert law.sample(generator=seeded(0)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["initial", "emission", "transition", "evidence"])
+def test_nan_and_infinity_are_named(where, bad):
+    case = Case("tokens")
+    prior, evidence = dict(case.prior), case.evidence.clone()
+    broken = evidence if where == "evidence" else prior[where].clone()
+    broken.view(-1)[-1] = bad
+    if where != "evidence":
+        prior[where] = broken
+    free = torch.zeros_like(case.known)
+    law = CoupledCategorical(case.plan, prior, evidence, case.tokens, free)
+    for ask in (lambda: law.marginals, lambda: law.sample(), lambda: law.sample_sharpened(0.5)):
+        with pytest.raises(PotentialsError, match="must be finite or -inf"):
+            ask()
 
 
 def test_impossible_tokens_are_named():
