@@ -289,6 +289,9 @@ class CoupledCategorical(Decoding, TorchDistribution):
 
         Without latents it is the most probable sequence; with latents that one is NP-hard to find in general.
         """
+        found = None if self._path is None else self._path.mode
+        if found is not None:
+            return found.view(self.tokens.shape)
         best = mode(self.plan, self.log_potentials)
         return torch.stack([best[name] for name in self.sites], -1)
 

@@ -226,6 +226,22 @@ class HiddenPath:
         result[self.free] = categorical(chances.log_().div_(temperature), generator)
         return result
 
+    @cached_property
+    def mode(self) -> Int[Tensor, "batch sites"] | None:
+        """Tokens of a most probable assignment of tokens and states; ties go to smaller values."""
+        (batch, sites, states), model = self.said.shape, self.model
+        vocab, said, result = model.emit.shape[1], self.said.clone(), self.tokens.clone()
+        weight = said.new_ones(batch, sites, vocab) if self.weight is None else self.weight.contiguous()
+
+        def part(some: slice) -> Arguments:
+            return (
+                sites, len(said[some]), states, vocab, model.emit, model.tokens, model.move, model.back,
+                *model.evidence(some), weight[some], self.free[some], said[some], torch.empty_like(said[some]),
+                result[some], said.new_empty(2 * states + 1),
+            )  # fmt: skip
+
+        return result if self._run("path_best", part) > self._limit else None
+
     def _draw(
         self, left: Tensor, generator: torch.Generator | None, values: Tensor | None = None
     ) -> Int[Tensor, "draws batch sites"]:

@@ -636,6 +636,62 @@ void NAME(path_draw)(int64_t draws, int64_t sites, int64_t batch, int64_t h, int
         }
 }
 
+/* out[j] = max_i x[i] t[i * m + j] */
+static inline void NAME(greatest)(const REAL *x, const REAL *t, REAL *out, int64_t n, int64_t m) {
+    for (int64_t j = 0; j < m; j++) out[j] = x[0] * t[j];
+    for (int64_t i = 1; i < n; i++) {
+        const REAL v = x[i], *row = t + i * m;
+#pragma omp simd
+        for (int64_t j = 0; j < m; j++) out[j] = v * row[j] > out[j] ? v * row[j] : out[j];
+    }
+}
+
+/* The place of the largest of x[i] y[i] z[i] t[i], the first of several. */
+static inline int64_t NAME(best)(const REAL *x, const REAL *y, const REAL *z, const REAL *t, int64_t n) {
+    int64_t place = 0;
+    double top = -1;
+    for (int64_t i = 0; i < n; i++) {
+        const double own = (double)x[i] * y[i] * z[i] * (t ? t[i] : 1);
+        if (own > top) top = own, place = i;
+    }
+    return place;
+}
+
+/* A most probable assignment of states and free tokens: the messages above with maxima for sums, said of the free tokens and
+ * right written, then from the first site on. values: (batch, sites), filled in where free. room: 2 * h + 1. */
+double NAME(path_best)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
+                       const REAL *move, const REAL *back, const REAL *latent, int64_t each, int64_t step,
+                       const REAL *weight, const uint8_t *free, REAL *said, REAL *right, int64_t *values, REAL *room) {
+    REAL *x = room, *y = room + h;
+    double least = 1;
+    for (int64_t b = 0; b < batch; b++) {
+        REAL *r = right + b * sites * h, *m = said + b * sites * h;
+        for (int64_t i = 0; i < h; i++) r[(sites - 1) * h + i] = 1;
+        for (int64_t s = sites - 1; s >= 0; s--) {
+            const REAL *z = latent + b * each + s * step;
+            if (free[b * sites + s]) NAME(greatest)(weight + (b * sites + s) * v, tokens, m + s * h, v, h);
+            if (!s) break;
+            const REAL top = NAME(meet)(z, m + s * h, r + s * h, x, h);
+            if (!top) return -1;
+            NAME(greatest)(x, back, y, h, h);
+            least = NAME(smallest)(y, h, top, least);
+            memcpy(r + (s - 1) * h, y, sizeof(REAL) * h);
+        }
+        int64_t state = 0;
+        for (int64_t s = 0; s < sites; s++) {
+            const REAL *z = latent + b * each + s * step;
+            state = NAME(best)(z, m + s * h, r + s * h, s ? move + state * h : NULL, h);
+            if (!free[b * sites + s]) continue;
+            const REAL *w = weight + (b * sites + s) * v, *p = emit + state * v;
+            int64_t value = 0;
+            for (int64_t i = 1; i < v; i++)
+                if (p[i] * w[i] > p[value] * w[value]) value = i;
+            values[b * sites + s] = value;
+        }
+    }
+    return least;
+}
+
 /* Tokens of a hidden Markov model of h states and v tokens, drawn one after the other (see site_by_site.py): a cursor goes
  * from site `at` to each visit's site in turn, and there draws for the batch elements row[start[k]] .. row[start[k + 1]].
  *

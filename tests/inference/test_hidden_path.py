@@ -14,7 +14,12 @@ from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.projection import project
 from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
-from codd_ppl.testing import brute_marginals, chi_square_p_value, enumerate_log_joint, random_log_potentials
+from codd_ppl.testing import (
+    brute_marginals,
+    chi_square_p_value,
+    enumerate_log_joint,
+    random_log_potentials,
+)
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
 
@@ -138,6 +143,29 @@ def test_a_projection_hands_its_messages_to_the_draw():
     for site in range(SITES):
         others = [1 + i for i in range(SITES) if i != site]
         torch.testing.assert_close(fitted.marginals[:, site], joint.sum(others), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_the_mode_by_enumeration(kind):
+    case = Case(kind, batch=12)
+    if kind == "tokens":  # zeros are left to log space
+        case.evidence[:, 1, -1] = -3.0
+    joint = enumerate_log_joint(case.graph, case.clamped())
+    best = torch.unravel_index(joint.flatten(1).argmax(1), joint.shape[1:])
+    expected = torch.stack([best[[*case.graph.variables].index(name)] for name in case.names], -1)
+    assert case.path.mode.equal(expected)
+    evidence = torch.zeros(12, SITES, VOCAB, dtype=torch.float64) if case.evidence is None else case.evidence
+    assert CoupledCategorical(case.plan, case.prior, evidence, case.tokens, case.known).mode.equal(expected)
+
+
+@pytest.mark.parametrize("states,vocab,batch", [(1, 2, 1), (17, 19, 9), (40, 33, 17)])
+def test_a_larger_mode_scores_as_the_general_one(states, vocab, batch, monkeypatch):
+    case = Case("plain", batch, states, vocab, seed=states)
+    evidence = torch.randn(batch, SITES, vocab, generator=seeded(2), dtype=torch.float64)
+    law = CoupledCategorical(case.plan, case.prior, evidence, case.tokens, case.known)
+    found = law.mode
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert found.equal(CoupledCategorical(case.plan, case.prior, evidence, case.tokens, case.known).mode)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
