@@ -520,4 +520,4 @@ def test_whether_a_recipe_names_a_class(tmp_path: Path, monkeypatch, words: list
     Path("text.yaml").write_text("data: {path: a.txt}", encoding="utf-8")
     Path("settings.yaml").write_text("path: a.txt", encoding="utf-8")
     Path("class.yaml").write_text("data: {class_path: a.B}", encoding="utf-8")
-    assert _names_a_class(words) == named
+    assert _names_a_class(words, "data") == named
