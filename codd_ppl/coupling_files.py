@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.folders import whole_folder
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.node_link import graph_from_json, graph_to_json
 from codd_ppl.potentials.description import build_layer, build_potentials, describe
@@ -51,8 +51,8 @@ class PretrainedCoupling:
 
     graph: FactorGraph
     vocab_size: int
-    loaded_config: dict[str, Any]
-    """What the file said, if the coupling was read from one."""
+    loaded_config: dict[str, Any] | None = None
+    """What the file said, without the graph; None if the coupling wasn't read from one."""
 
     def save_pretrained(
         self,
@@ -74,11 +74,7 @@ class PretrainedCoupling:
         Raises:
             ConfigError: potentials of a kind that a file can't describe, or a place that holds something else.
         """
-        path, layer = Path(directory), self._module()
-        if path.exists() and not (path / CONFIG).is_file():
-            raise ConfigError(
-                f"{path} exists and holds no {CONFIG}; choose another path, nothing was written"
-            )
+        path, layer = Path(directory), cast(Any, self)
         config = {
             "format": FORMAT,
             "versions": {name: _version(name) for name in ("codd_ppl", "torch")},
@@ -89,22 +85,12 @@ class PretrainedCoupling:
             "about": about or {},
             "graph": graph_to_json(self.graph),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
+        with whole_folder(path, CONFIG) as draft:
             (draft / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
             weights = {name: value.detach().contiguous() for name, value in layer.state_dict().items()}
             if dtype is not None:
                 weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
             save_file(weights, draft / WEIGHTS)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         return path
 
     @classmethod
@@ -174,9 +160,6 @@ class PretrainedCoupling:
                 repo_id=repo_id, folder_path=written, token=token, commit_message=commit_message
             )
         return str(done)
-
-    def _module(self) -> Any:
-        return self
 
 
 def _check(name: str, config: dict[str, Any], backbone: str | None, tokenizer: Vocabulary | None) -> None:

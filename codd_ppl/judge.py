@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from codd_ppl.denoisers.pretrained import quiet_transformers, transformers_library
 from codd_ppl.errors import ConfigError, DataError, ShapeError, TokenError
-from codd_ppl.model_folder import check_target
+from codd_ppl.folders import whole_folder
 from codd_ppl.typing import Float, Int
 
 __all__ = ["CausalJudge"]
@@ -119,10 +118,7 @@ class CausalJudge(nn.Module):
             ConfigError: something else is there.
         """
         path = Path(path)
-        check_target(path, JUDGE)
-        draft, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
+        with whole_folder(path, JUDGE) as draft:
             with quiet_transformers():
                 self.model.save_pretrained(draft)
             (draft / JUDGE).write_text(
@@ -130,12 +126,6 @@ class CausalJudge(nn.Module):
             )
             if tokenizer is not None:
                 tokenizer.save(str(draft / "tokenizer.json"))
-            if path.exists():
-                os.replace(path, old)
-            os.replace(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         return path
 
     @classmethod

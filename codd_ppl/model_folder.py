@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers import BidirectionalTransformer, TransformerConfig
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.folders import whole_folder
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.node_link import graph_from_json, graph_to_json
 from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials, TiedEmissionPotentials
@@ -30,7 +30,6 @@ from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
 
 __all__ = [
     "SavedModel",
-    "check_target",
     "load_contextual",
     "load_coupling",
     "load_denoiser",
@@ -86,7 +85,6 @@ def save_model(
             "the emissions are tied to other vectors than the unembedding of the network, which is what the folder "
             "holds; build TiedEmissionPotentials with denoiser.unembedding"
         )
-    check_target(path)
     config = {
         "format": "codd_ppl model 1",
         "denoiser": asdict(denoiser.config),
@@ -94,11 +92,7 @@ def save_model(
         "graph": graph_to_json(coupling.graph),
         "about": about or {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
+    with whole_folder(path, MODEL) as draft:
         (draft / MODEL).write_text(json.dumps(config, indent=1), encoding="utf-8")
         weights = {f"denoiser.{k}": v.contiguous() for k, v in denoiser.state_dict().items()}
         weights |= {f"coupling.{k}": v.contiguous() for k, v in coupling.state_dict().items()}
@@ -107,32 +101,7 @@ def save_model(
         save_file(weights, draft / "weights.safetensors")
         if tokenizer is not None:
             tokenizer.save(str(draft / "tokenizer.json"))
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(draft, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return path
-
-
-def check_target(path: str | os.PathLike[str], marker: str = MODEL) -> None:
-    """Whether a model may be written to ``path``.
-
-    Args:
-        path: a folder to write or to replace.
-        marker: the file by which a folder of this kind is known.
-
-    Raises:
-        ConfigError: something is there that isn't such a folder.
-    """
-    if Path(path).exists() and not (Path(path) / marker).is_file():
-        raise ConfigError(
-            f"{path} exists and is no model folder with {marker}; choose another path, nothing was written"
-        )
 
 
 def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:

@@ -19,7 +19,7 @@ PACKAGE = "codd_ppl"
 # A module imports only from units of a smaller number, or from its own unit.
 LAYERS = {
     "typing": 0, "errors": 0, "data": 0,
-    "graphs": 1,
+    "graphs": 1, "folders": 1,
     "compiler": 2,
     "inference": 3,
     "potentials": 4,

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import time
 from dataclasses import asdict
-from datetime import date
 
 import torch
 from rich import print as rich_print
 
-from codd_ppl import __version__
 from codd_ppl.commands.device import named_device
+from codd_ppl.commands.records import check_file, made_by
 from codd_ppl.data import demo_model_path
 from codd_ppl.errors import ConfigError
 from codd_ppl.evaluation.decoding_time import decoding_table, time_decoding
 from codd_ppl.evaluation.files import write_whole
-from codd_ppl.evaluation.machine import describe_device
 from codd_ppl.model_folder import load_model
 from codd_ppl.sampling import drawing_method
 
@@ -33,10 +30,7 @@ def run_bench_decoding(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: settings out of range, a folder that is no model, a place that can't be written to.
     """
-    if options.output is not None and options.output.is_dir():
-        raise ConfigError(
-            f"--output {options.output} is a folder; give the name of a file, such as decoding.json"
-        )
+    check_file(options.output, "decoding.json")
     if options.threads < 1:
         raise ConfigError(f"--threads: expected at least 1, found {options.threads}")
     drawings = {name: drawing_method(name) for name in options.drawing}
@@ -55,16 +49,13 @@ def run_bench_decoding(options: argparse.Namespace) -> None:
             options.repeats,
             CLOCKS[options.clock],
         )
-        machine = describe_device(device)
+        made = made_by(options.words, device)
     finally:
         torch.set_num_threads(before)
     rich_print(decoding_table(found))
     if options.output is not None:
         record = {
-            "command": "codd " + shlex.join(options.words),
-            "date": date.today().isoformat(),
-            "device": machine,
-            "versions": {"codd_ppl": __version__, "torch": str(torch.__version__)},
+            **made,
             "model": "demo" if options.model is None else str(folder),
             "sites": saved.coupling.sites,
             "vocab": saved.coupling.vocab_size,

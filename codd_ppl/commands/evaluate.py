@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from codd_ppl import __version__
 from codd_ppl.commands.device import named_device
+from codd_ppl.commands.records import check_file
 from codd_ppl.errors import ConfigError, DataError, ShapeError
 from codd_ppl.evaluation import (
     MarginalsAlone,
@@ -57,11 +58,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
         ConfigError, DataError, ShapeError: folders that don't go together, a text that is too short, places that can't
             be written to, a device that isn't there.
     """
-    for path in (options.output, options.table):
-        if path is not None and path.is_dir():
-            raise ConfigError(
-                f"{path} is a folder; give the name of a file to write, e.g. {path}/results.json"
-            )
+    check_file(options.output, "results.json")
+    check_file(options.table, "table.json")
     device = named_device(options.device)
     saved = _load(options.model, device)
     assert saved.tokenizer is not None

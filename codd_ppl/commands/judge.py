@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from datetime import date
 
-import torch
 from rich import print as rich_print
 
-from codd_ppl import __version__
 from codd_ppl.commands.device import named_device
+from codd_ppl.commands.records import check_file, made_by
 from codd_ppl.errors import ConfigError, DataError
 from codd_ppl.evaluation.files import write_whole
-from codd_ppl.evaluation.machine import describe_device
 from codd_ppl.evaluation.sample_quality import judge_samplers, judge_text, quality_table, samples_record
 from codd_ppl.judge import CausalJudge
 from codd_ppl.model_folder import load_model
@@ -30,9 +26,10 @@ def run_judge(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: folders that don't go together, too little text, a place that can't be written to.
     """
-    if options.output is not None and options.output.is_dir():
+    check_file(options.output, "samples.json")
+    if options.samples < 2:
         raise ConfigError(
-            f"--output {options.output} is a folder; give the name of a file, such as samples.json"
+            f"--samples: expected at least 2 to say how exact a mean is, found {options.samples}"
         )
     device = named_device(options.device)
     saved, judge = load_model(options.model), CausalJudge.load(options.judge).to(device)
@@ -73,10 +70,7 @@ def run_judge(options: argparse.Namespace) -> None:
     if options.output is not None:
         record = samples_record(
             rows,
-            command="codd " + shlex.join(options.words),
-            date=date.today().isoformat(),
-            device=describe_device(device),
-            versions={"codd_ppl": __version__, "torch": str(torch.__version__)},
+            **made_by(options.words, device),
             judge=judge.about,
             text=[path.name for path in options.text],
             sites=sites,

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from codd_ppl.errors import ShapeError, TokenError
+from codd_ppl.distributions.token_checks import chosen_tokens
+from codd_ppl.errors import ShapeError
 from codd_ppl.inference.pair_projection import PairLaws, project_pairs
 from codd_ppl.typing import Bool, Float, Int
 
@@ -137,31 +138,9 @@ class TreeLaw(TorchDistribution):
 
     def _value(self, value: Tensor, sites: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Value and chosen sites in full shape; the set of each batch element where all draws share it."""
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ShapeError(f"expected token ids (int64), found {value.dtype}")
-        if sites is not None and sites.dtype != torch.bool:
-            raise ShapeError(f"expected sites as a bool mask (*batch, {self.sites}), found {sites.dtype}")
-        chosen = torch.ones(1, dtype=torch.bool, device=value.device) if sites is None else sites
         own = (*self.batch_shape, self.sites)
-        try:
-            shape = torch.broadcast_shapes(value.shape, chosen.shape, own)
-        except RuntimeError:
-            shape = torch.Size()
-        if not shape or shape[-1] != self.sites or value.shape[-1:] != shape[-1:]:
-            raise ShapeError(
-                f"expected tokens of shape (*sample, {', '.join(map(str, own))}), found {tuple(value.shape)}"
-                + ("" if sites is None else f" and sites {tuple(sites.shape)}")
-            )
-        common = (
-            chosen.expand(own) if chosen.dim() <= len(own) and shape[len(shape) - len(own) :] == own else None
-        )
-        value, chosen = value.expand(shape), chosen.expand(shape)
-        value = torch.where(chosen, value, 0)
-        if value.numel():
-            low, high = (int(v) for v in value.aminmax())
-            if low < 0 or high >= self.vocab_size:
-                raise TokenError(
-                    f"expected token ids from 0 to {self.vocab_size - 1}, found {low if low < 0 else high}; masks are "
-                    "not values: leave them out with sites="
-                )
+        narrow = torch.ones(1, dtype=torch.bool, device=value.device) if sites is None else sites
+        value, chosen = chosen_tokens(value, sites, torch.Size(own), self.vocab_size)
+        shared = narrow.dim() <= len(own) and value.shape[value.dim() - len(own) :] == own
+        common = narrow.expand(own) if shared else None
         return value, chosen, common

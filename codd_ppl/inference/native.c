@@ -528,14 +528,14 @@ void NAME(best_values)(int64_t steps, int64_t batch, int64_t n, const REAL *x, c
  * those of the tokens, latent the evidence of the latents, with strides (0: the same for all) between batch elements and
  * sites. Both functions return the smallest number of what they compute, -1 where everything vanished. */
 
-/* x = a b c, its largest entry 1; the factor that was taken out, 0 if nothing is left. */
+/* x = a b c, its largest entry 1; the factor that was taken out, at most 1, for the floor below; 0 if nothing is left. */
 static inline REAL NAME(meet)(const REAL *a, const REAL *b, const REAL *c, REAL *x, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] = a[i] * b[i] * c[i];
     const REAL top = NAME(largest)(x, n);
     if (!(top > 0)) return 0;
     NAME(divide)(x, top, n);
-    return top;
+    return top < 1 ? top : 1;
 }
 
 /* The smallest entry of products, as if their vectors hadn't been scaled. */

@@ -11,8 +11,9 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from codd_ppl.denoisers import BidirectionalTransformer
+from codd_ppl.folders import check_target
 from codd_ppl.judge import JUDGE
-from codd_ppl.model_folder import MODEL, check_target, save_model
+from codd_ppl.model_folder import MODEL, save_model
 from codd_ppl.training.judge_module import JudgeModule
 from codd_ppl.training.module import CoDDModule
 

@@ -70,6 +70,8 @@ def test_folders_that_do_not_go_together(folder: Path, words, message, capsys) -
 def test_a_folder_for_a_file_and_too_little_text(folder: Path, tmp_path: Path, capsys) -> None:
     assert main(judge(folder, "--output", str(tmp_path))) == 2
     assert "is a folder" in capsys.readouterr().err
+    assert main([*judge(folder), "--samples", "1"]) == 2
+    assert "--samples: expected at least 2" in capsys.readouterr().err
     short = tmp_path / "short.txt"
     short.write_text("cat", encoding="utf-8")
     words = judge(folder)
