@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
 from codd_ppl.errors import CoddError
@@ -50,42 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
-    evaluate.add_argument("model", type=Path)
-    evaluate.add_argument("text", type=Path, nargs="+", help="held-out text")
-    evaluate.add_argument(
-        "--also",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="another model folder of the same sites and vocabulary, as a row NAME; may be repeated",
-    )
-    evaluate.add_argument("--steps", type=int, nargs="+")
-    evaluate.add_argument("--blocks", type=int, default=256, help="so many, spread evenly over the text")
-    evaluate.add_argument("--draws", type=int, default=2, help="of the noise, for each block")
-    evaluate.add_argument("--reveals", type=int, default=8, help="revealed sets for each draw of the noise")
-    evaluate.add_argument("--batch-size", type=int, default=64, help="blocks in one call of the network")
-    evaluate.add_argument("--device", default="cpu", help="such as cuda")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument(
-        "--timing", type=float, default=0.0, metavar="SECONDS", help="measure the wall clock of sampling, too"
-    )
-    evaluate.add_argument(
-        "--fields", nargs="+", default=["text"], help="fields of a .jsonl line that make up a document"
-    )
-    evaluate.add_argument(
-        "--wikitext",
-        action="store_true",
-        help="the text is WikiText's tokens: made running text first, and perplexities per word of it printed",
-    )
-    evaluate.add_argument(
-        "--controls",
-        action="store_true",
-        help="also the coupling's marginals drawn independently, the prior alone, and sharper logits",
-    )
-    evaluate.add_argument(
-        "--output", type=Path, help="write a record for `codd card`, models/NAME/results.json"
-    )
-    evaluate.add_argument("--table", type=Path, help="write all values, block by block, as JSON")
+    add_evaluate_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     judge = commands.add_parser("judge", help="samples under an autoregressive judge of the same text")

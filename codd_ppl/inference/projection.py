@@ -26,7 +26,7 @@ from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
-from codd_ppl.inference.path_model import hidden_markov
+from codd_ppl.inference.path_model import HiddenMarkov, hidden_markov
 from codd_ppl.inference.path_projection import sweep_path
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.tables import Tables
@@ -92,21 +92,11 @@ def project(
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     shared = tables.batch_shape in ((), batch_shape)
     if model is not None and shared:
-        path = _path(plan, log_potentials, names, log_targets.shape, tokens, masked)
-        fitted = None if path is None else path.project(log_targets, sweeps, tolerance, first)
-        if fitted is not None and fitted.log_weights is not None:
-            return fitted.log_weights.reshape(log_targets.shape)
+        settings = (sweeps, tolerance, candidates, first)
+        found = _along_path(tables, model, log_potentials, names, log_targets, masked, tokens, *settings)
+        if found is not None:
+            return found.reshape(log_targets.shape)
     if tokens is not None:
-        if model is not None and shared and path_tokens.usable(tables, model, names, log_targets, first):
-            whole = log_targets.shape[:-1]
-            target = log_targets.reshape(-1, *log_targets.shape[-2:])
-            hidden, value = (t.expand(whole).reshape(-1, len(names)) for t in (masked, tokens))
-            begin = None if first is None else first.reshape(target.shape)
-            found = path_tokens.sweep_tokens(
-                tables, model, target, hidden, value, sweeps, tolerance, candidates, begin
-            )
-            if found is not None:
-                return found.reshape(log_targets.shape)
         values = torch.arange(log_targets.shape[-1], device=log_targets.device)
         clash = ~masked[..., None] & (values != tokens[..., None])
         evidence = torch.where(clash, -torch.inf, log_potentials.get(names, torch.zeros_like(log_targets)))
@@ -138,20 +128,41 @@ def project(
     return weights.reshape(*batch_shape, count, vocab)
 
 
-def _path(
-    plan: ContractionPlan,
+def _along_path(
+    tables: Tables,
+    model: HiddenMarkov,
     log_potentials: LogPotentials,
     names: tuple[str, ...],
-    shape: torch.Size,
-    tokens: Tensor | None,
+    log_targets: Tensor,
     masked: Tensor,
-) -> HiddenPath | None:
-    """The prior for the compiled loops, if they serve."""
-    rest = {key: value for key, value in log_potentials.items() if key != names}
+    tokens: Tensor | None,
+    sweeps: int,
+    tolerance: float,
+    candidates: int | None,
+    first: Tensor | None,
+) -> Tensor | None:
+    """Log-weights by the routes for hidden Markov models without a graph: compiled for small vocabularies, over the
+
+    masked rows alone for large ones. None where neither serves.
+    """
+    whole, vocab = log_targets.shape[:-1], log_targets.shape[-1]
+    hidden = masked.expand(whole)
+    value = None if tokens is None else tokens.expand(whole)
+    rest = {key: table for key, table in log_potentials.items() if key != names}
     evidence = log_potentials.get(names)
-    evidence = None if evidence is None else evidence.expand(shape)
-    value = None if tokens is None else tokens.expand(shape[:-1])
-    return HiddenPath.of(plan, rest, names, evidence, value, ~masked.expand(shape[:-1]))
+    evidence = None if evidence is None else evidence.expand(log_targets.shape)
+    path = HiddenPath.of(tables.plan, rest, names, evidence, value, ~hidden)
+    fitted = None if path is None else path.project(log_targets, sweeps, tolerance, first)
+    if fitted is not None:
+        return fitted.log_weights
+    if value is None or not path_tokens.usable(tables, model, names, log_targets, first):
+        return None
+    target = log_targets.reshape(-1, len(names), vocab)
+    hidden, value = (t.reshape(-1, len(names)) for t in (hidden, value))
+    begin = None if first is None else first.reshape(target.shape)
+    return path_tokens.sweep_tokens(
+        tables, model, target, hidden, value, sweeps, tolerance, candidates, begin
+    )
 
 
 def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
