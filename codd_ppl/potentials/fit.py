@@ -41,6 +41,7 @@ class Problem:
     dtype: torch.dtype
     device: torch.device | str
     keep_zeros: bool
+    held_out_every: int | None = None
 
     @property
     def updates_of_a_pass(self) -> int:
@@ -64,6 +65,31 @@ class Fit:
         self.order = torch.empty(0, dtype=torch.int64)
         self.counts = _first_counts(problem, start.tables(problem.graph, problem.blocks, self.generator))
 
+    @classmethod
+    def resumed(
+        cls,
+        problem: Problem,
+        counts: dict[str, RunningCounts],
+        trace: Trace,
+        generator: Tensor,
+        order: Tensor,
+        began: float,
+    ) -> Fit:
+        """A run that goes on from where another one stood.
+
+        Args:
+            problem: the same.
+            counts, trace, order: of that one, between two updates.
+            generator: state of its generator.
+            began: when this one began, by ``time.perf_counter``.
+        """
+        fit = cls.__new__(cls)
+        fit.problem, fit.counts, fit.trace, fit.order = problem, counts, trace, order
+        fit.began = began - (trace.seconds[-1] if trace.seconds else 0.0)
+        fit.generator = torch.Generator()
+        fit.generator.set_state(generator)
+        return fit
+
     def update(self) -> None:
         """One expectation and one maximisation step."""
         trace, k = self.trace, len(self.trace.log_likelihood)
@@ -78,7 +104,7 @@ class Fit:
             seen = self._small_update(batch, (k + 2.0) ** -self.problem.step_power)
         trace.tokens.append(seen + (trace.tokens[-1] if trace.tokens else 0))
         trace.seconds.append(time.perf_counter() - self.began)
-        if (k + 1) % per_pass == 0:
+        if (k + 1) % (self.problem.held_out_every or per_pass) == 0:
             self.hold_out()
 
     def hold_out(self) -> None:
@@ -89,7 +115,7 @@ class Fit:
 
     def log_likelihood(self, blocks: Int[Tensor, "blocks sites"]) -> float:
         """Mean under the present tables, nats per token."""
-        found = self.problem.expectation.log_likelihood(self.counts, blocks.to(self.problem.device))
+        found = self.problem.expectation.log_likelihood(self.counts, blocks.to(self.problem.device).long())
         return float(found.mean(dtype=torch.float64)) / blocks.shape[1]
 
     def tables(self) -> dict[str, Float[Tensor, "..."]]:
@@ -121,7 +147,7 @@ class Fit:
         return blocks.numel()
 
     def _chunks(self, blocks: Tensor) -> list[Tensor]:
-        return [part.to(self.problem.device) for part in blocks.split(self.problem.expectation.chunk)]
+        return [part.to(self.problem.device).long() for part in blocks.split(self.problem.expectation.chunk)]
 
 
 def _first_counts(problem: Problem, start: dict[str, Tensor]) -> dict[str, RunningCounts]:

@@ -9,6 +9,8 @@ of its (vocab, states) entries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,19 @@ class RunningCounts:
         """The same without any counts."""
         zeros = self.held.new_zeros(()).expand(self.held.shape).movedim(0, -1)
         return RunningCounts(zeros, self.prior, self.support)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it is made of, as tensors; not copies."""
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        found = {"held": self.held, "total": self.total, "prior": self.prior, "scale": scale}
+        return found if self.support is None else found | {"support": self.support}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> RunningCounts:
+        """The counts whose :meth:`state` that is, to the last bit."""
+        counts = cls(state["held"].movedim(0, -1), state["prior"], state.get("support"))
+        counts.total, counts.scale = state["total"], float(state["scale"])
+        return counts
 
     def decay(self, step: float) -> None:
         """Multiply all counts by 1 - step, 0 <= step < 1."""

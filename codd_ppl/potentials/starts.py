@@ -163,7 +163,7 @@ class Clusters:
         sizes = {graph.variables[z].cardinality for z in site if graph.variables[z].latent}
         if len(site) < len(graph.tokens) or len(sizes) != 1:
             return result
-        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]]
+        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]].long()
         filled_in = self.states(blocks, token_values(graph), sizes.pop(), generator)
         columns = dict(zip(graph.tokens, blocks.unbind(1), strict=True))
         columns |= {z: filled_in[:, i] for z, i in site.items()}
