@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from codd_ppl.denoisers.backbone import Backbone, positions, read_part
 from codd_ppl.denoisers.protocol import DenoiserOutput
-from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.typing import Int
 
-__all__ = ["PretrainedDenoiser", "quiet_transformers", "transformers_library"]
-
-SHIFTED = ("dream",)
-"""Types of models whose logits at a place are those of the token after it."""
+__all__ = ["PretrainedDenoiser", "quiet_transformers", "read_backbone", "transformers_library"]
 
 WIDTHS = ("hidden_size", "d_model", "hidden_dim", "n_embd", "dim")
 """What configurations call the width."""
@@ -48,6 +44,7 @@ class PretrainedDenoiser(nn.Module):
 
     Attributes:
         tokenizer: None where the model came without one.
+        positions: the longest text that the model reads; None where its configuration doesn't say.
 
     Raises:
         ConfigError: a mask outside of the vocabulary, or a configuration without a width.
@@ -72,6 +69,7 @@ class PretrainedDenoiser(nn.Module):
                 "codd_ppl.denoisers.Denoiser)"
             )
         self.vocab_size, self.hidden_size = int(config.vocab_size), widths[0]
+        self.positions = positions(config)
         if not 0 <= mask_token_id < self.vocab_size:
             raise ConfigError(
                 f"mask_token_id: expected an id below vocab_size = {self.vocab_size}, found {mask_token_id}; give the "
@@ -116,49 +114,32 @@ class PretrainedDenoiser(nn.Module):
             DataError: nothing that can be read there.
         """
         library, name = transformers_library(), os.fspath(name_or_path)
-        local = Path(name).is_dir()
-        if trust_remote_code and not local and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-            raise ConfigError(
-                f"trust_remote_code: expected the full commit (40 hex digits) of {name} as revision, found "
-                f"{revision!r}; read the code on the hub at that commit, and pin it"
-            )
-        given = {"revision": revision} if revision else {}
+        given = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
-            config = _read(library.AutoConfig, name, trust_remote_code, **given)
-            own = getattr(config, "auto_map", None) or {}
+            backbone = Backbone.read(library, name, **given, mask_token_id=mask_token_id, shift=shift)
+            own = getattr(backbone.config, "auto_map", None) or {}
             masked = "AutoModelForMaskedLM" in own or "AutoModel" not in own
             kind = library.AutoModelForMaskedLM if masked else library.AutoModel
-            model = _read(
-                kind, name, trust_remote_code, config=config, dtype=dtype or "auto", **given, **settings
-            )
-            try:
-                words = library.AutoTokenizer.from_pretrained(
-                    name, trust_remote_code=trust_remote_code, **given
-                )
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
-                words = None
-        mask: Any = mask_token_id
-        for source in (config, words):
-            mask = getattr(source, "mask_token_id", None) if mask is None else mask
-        if mask is None:
-            raise ConfigError(
-                f"{name}: expected mask_token_id in the configuration or the tokenizer, found none; pass the id "
-                "that the model was trained with as mask_token_id=.., or use a masked model"
-            )
-        kind_of_model = str(getattr(config, "model_type", "")).lower()
-        pad = getattr(config, "pad_token_id", None)
-        if pad in (mask, getattr(config, "eos_token_id", None)):  # a token of its own, not padding
-            pad = None
+            model = read_part(kind, name, **given, config=backbone.config, dtype=dtype or "auto", **settings)
         return cls(
             model,
-            int(mask),
-            shift=kind_of_model in SHIFTED if shift is None else shift,
-            pad_token_id=pad,
-            tokenizer=getattr(words, "backend_tokenizer", None),
+            backbone.mask_token_id,
+            shift=backbone.shift,
+            pad_token_id=backbone.pad_token_id,
+            tokenizer=backbone.tokenizer,
         )
 
     def forward(self, xt: Int[Tensor, "batch sites"]) -> DenoiserOutput:
-        """Logits and hidden states of every site."""
+        """Logits and hidden states of every site.
+
+        Raises:
+            ShapeError: more sites than the model has positions for.
+        """
+        if self.positions is not None and xt.shape[-1] > self.positions:
+            raise ShapeError(
+                f"expected at most {self.positions} tokens, the positions of {type(self.model).__name__}, found "
+                f"{xt.shape[-1]}; shorten the prompt, or let the network read less of it (context=.. of BlockSampler)"
+            )
         given: dict[str, Any] = {"input_ids": xt}
         if self.pad_token_id is not None and "attention_mask" in self._takes:
             given["attention_mask"] = (xt != self.pad_token_id).long()
@@ -177,20 +158,10 @@ class PretrainedDenoiser(nn.Module):
         return DenoiserOutput(logits=logits.index_fill(-1, mask, -torch.inf), hidden=hidden)
 
 
-def _read(kind: Any, name: str, trusted: bool, **settings: Any) -> Any:
-    """What ``kind.from_pretrained`` gives, its errors in our words."""
-    try:
-        return kind.from_pretrained(name, trust_remote_code=trusted, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = str(error)
-        if not trusted and "trust_remote_code" in text:
-            raise ConfigError(
-                f"{name} comes with Python code of its own: read it, then pass trust_remote_code=True "
-                "(--trust-remote-code), from the hub together with the full commit as revision"
-            ) from error
-        raise DataError(
-            f"{name}: expected a masked model of transformers, a folder or an id on the hub, found {text.strip()[:300]}"
-        ) from error
+def read_backbone(name_or_path: str | os.PathLike[str], **settings: Any) -> Backbone:
+    """Configuration and tokenizer of a model, without its weights; settings and errors of :meth:`Backbone.read`."""
+    with quiet_transformers() as library:
+        return Backbone.read(library, os.fspath(name_or_path), **settings)
 
 
 def transformers_library() -> Any:

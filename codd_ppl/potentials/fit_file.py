@@ -27,7 +27,9 @@ FORMAT = "codd_ppl fit 1"
 
 def fit_key(problem: Problem, **settings: Any) -> str:
     """A hash of the text and of all that the course of a fit depends on, hexadecimal."""
-    digest = hashlib.sha256(repr((*problem.graph.variables.values(), *problem.graph.factors.values())).encode())
+    digest = hashlib.sha256(
+        repr((*problem.graph.variables.values(), *problem.graph.factors.values())).encode()
+    )
     for blocks in (problem.blocks, problem.valid_blocks):
         if blocks is not None:
             digest.update(f"{blocks.dtype} {tuple(blocks.shape)}".encode())
@@ -106,7 +108,9 @@ class FitFile:
         counts = {}
         for i, name in enumerate(names):
             own = f"{i}."
-            state = {k.removeprefix(own): v.to(problem.device) for k, v in tensors.items() if k.startswith(own)}
+            state = {
+                k.removeprefix(own): v.to(problem.device) for k, v in tensors.items() if k.startswith(own)
+            }
             counts[name] = RunningCounts.of_state(state)
         trace["held_out"] = [tuple(pair) for pair in trace["held_out"]]
         return Fit.resumed(problem, counts, Trace(**trace), tensors["generator"], tensors["order"], began)

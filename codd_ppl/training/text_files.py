@@ -18,7 +18,15 @@ import numpy as np
 
 from codd_ppl.errors import DataError
 
-__all__ = ["HUB_PREFIX", "PathLike", "read_documents", "split_documents"]
+__all__ = [
+    "HUB_PREFIX",
+    "PathLike",
+    "iterate_documents",
+    "iterate_rows",
+    "join_fields",
+    "read_documents",
+    "split_documents",
+]
 
 HUB_PREFIX = "hf:"
 """A source that starts with this is a data set of the hub: ``hf:owner/name[:configuration][@split]``."""
@@ -51,25 +59,64 @@ def read_documents(
         DataError: a source is missing, a folder, of an unknown kind, damaged, not UTF-8 (with the byte
             offset), lacks a field (with the line number) or holds no text; ``datasets`` isn't installed.
     """
+    documents: list[str] = []
+    left = limit
+    for document in iterate_documents(source, fields, document_separator, streaming=limit is not None):
+        documents.append(document[:left])
+        if left is not None:
+            left -= len(documents[-1])
+            if left <= 0:
+                break
+    return documents
+
+
+def iterate_documents(
+    source: PathLike | Sequence[PathLike],
+    fields: str | Sequence[str] = "text",
+    document_separator: str | None = None,
+    streaming: bool = True,
+) -> Iterator[str]:
+    """The same, one after another: only one of them lies in memory. Arguments and errors of :func:`read_documents`.
+
+    With ``streaming=False`` a data set of the hub is downloaded first, and kept.
+    """
+    names = (fields,) if isinstance(fields, str) else tuple(fields)
+    for item in _sources(source):
+        found = False
+        for where, row in _rows_of(item, document_separator, streaming):
+            document = row if isinstance(row, str) else join_fields(row, names, where)
+            if document.strip():
+                found = True
+                yield document
+        if not found:
+            raise DataError(f"expected text in {os.fspath(item)}, found none; the file is empty or blank")
+
+
+def iterate_rows(source: PathLike | Sequence[PathLike]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of .jsonl files or rows of data sets, each with words that say where it stands.
+
+    Raises:
+        DataError: as :func:`read_documents`; a .txt file, or a line that isn't an object.
+    """
+    for item in _sources(source):
+        found = False
+        for where, row in _rows_of(item, "", True):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{where}: expected a JSON object with fields, found {type(row).__name__}; give a .jsonl file, one "
+                    "object per line"
+                )
+            found = True
+            yield where, row
+        if not found:
+            raise DataError(f"expected rows in {os.fspath(item)}, found none; the file is empty")
+
+
+def _sources(source: PathLike | Sequence[PathLike]) -> list[PathLike]:
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not sources:
         raise DataError("expected at least one text file, found an empty list; pass a path")
-    names = (fields,) if isinstance(fields, str) else tuple(fields)
-    documents: list[str] = []
-    left = limit
-    for item in sources:
-        before = len(documents)
-        for document in _documents_of(item, names, document_separator, limit is not None):
-            if not document.strip():
-                continue
-            documents.append(document[:left])
-            if left is not None:
-                left -= len(documents[-1])
-                if left <= 0:
-                    return documents
-        if len(documents) == before:
-            raise DataError(f"expected text in {os.fspath(item)}, found none; the file is empty or blank")
-    return documents
+    return sources
 
 
 def split_documents(
@@ -94,12 +141,11 @@ def split_documents(
     return train, [documents[index] for index in sorted(chosen)]
 
 
-def _documents_of(
-    source: PathLike, fields: Sequence[str], separator: str | None, streaming: bool
-) -> Iterator[str]:
+def _rows_of(source: PathLike, separator: str | None, streaming: bool) -> Iterator[tuple[str, Any]]:
+    """Where each stands, and a JSON value or, in .txt files, a text."""
     name = os.fspath(source)
     if name.startswith(HUB_PREFIX):
-        yield from _from_hub(name, fields, streaming=streaming)
+        yield from _from_hub(name, streaming)
         return
     path = Path(source)
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -122,9 +168,10 @@ def _documents_of(
         )
     lines = _lines(path, packed)
     if kind == ".jsonl":
-        yield from _from_json_lines(path, lines, fields)
+        yield from _from_json_lines(path, lines)
     else:
-        yield from _from_text(lines, separator)
+        for text in _from_text(lines, separator):
+            yield str(path), text
 
 
 def _lines(path: Path, packed: str) -> Iterator[str]:
@@ -162,7 +209,7 @@ def _from_text(lines: Iterator[str], separator: str | None) -> Iterator[str]:
     yield "".join(document).rstrip("\n")
 
 
-def _from_json_lines(path: Path, lines: Iterator[str], fields: Sequence[str]) -> Iterator[str]:
+def _from_json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -173,11 +220,17 @@ def _from_json_lines(path: Path, lines: Iterator[str], fields: Sequence[str]) ->
                 f"expected one JSON object per line in {path}, found on line {number}: {error}; "
                 f"repair the line or rename the file to .txt"
             ) from error
-        yield _join(row, fields, f"{path}, line {number}")
+        if isinstance(row, str):  # a text is what .txt files hold
+            raise DataError(f"{path}, line {number}: expected a JSON object, found str; one object per line")
+        yield f"{path}, line {number}", row
 
 
-def _join(row: Any, fields: Sequence[str], where: str) -> str:
-    """The text of a row: its fields, joined by line ends."""
+def join_fields(row: Any, fields: Sequence[str], where: str) -> str:
+    """The text of a row: its fields, joined by line ends.
+
+    Raises:
+        DataError: no such fields, or no text in them.
+    """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}; one object per line")
     for field in fields:
@@ -201,7 +254,7 @@ def _join(row: Any, fields: Sequence[str], where: str) -> str:
     return text
 
 
-def _from_hub(name: str, fields: Sequence[str], streaming: bool) -> Iterator[str]:
+def _from_hub(name: str, streaming: bool) -> Iterator[tuple[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -213,4 +266,4 @@ def _from_hub(name: str, fields: Sequence[str], streaming: bool) -> Iterator[str
     dataset, _, configuration = address.partition(":")
     rows = datasets.load_dataset(dataset, configuration or None, split=split or "train", streaming=streaming)
     for number, row in enumerate(rows):
-        yield _join(row, fields, f"{name}, row {number}")
+        yield f"{name}, row {number}", row
