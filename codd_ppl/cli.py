@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | generate | evaluate | judge | card | explain | bench``."""
+"""The command line: ``codd demo | fit | attach | generate | evaluate | judge | card | explain | bench``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from codd_ppl.commands.attach_options import add_attach_options
 from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
-        required=True, metavar="demo | fit | generate | evaluate | judge | card | explain | bench"
+        required=True, metavar="demo | fit | attach | generate | evaluate | judge | card | explain | bench"
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -45,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     commands.add_parser("fit", help="train by a recipe: codd fit --config models/NAME/RECIPE.yaml")
+
+    attach = commands.add_parser("attach", help="a coupling for a pretrained network, from your own text")
+    add_attach_options(attach)
+    attach.set_defaults(run=_attach)
 
     generate = commands.add_parser("generate", help="write text with a model folder")
     add_generate_options(generate)
@@ -109,6 +114,12 @@ def _fit(words: list[str]) -> int:
 
     fit(words)
     return 0
+
+
+def _attach(options: argparse.Namespace) -> None:
+    from codd_ppl.commands.attach import run_attach
+
+    run_attach(options)
 
 
 def _generate(options: argparse.Namespace) -> None:

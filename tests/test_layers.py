@@ -29,7 +29,7 @@ LAYERS = {
     "model_folder": 8,
     "judge": 9, "sampling": 9,
     "training": 10, "evaluation": 10,
-    "demo": 11, "testing": 11,
+    "attach": 11, "demo": 11, "testing": 11,
     "commands": 12,
     "cli": 13, "__main__": 14,
 }  # fmt: skip
@@ -45,7 +45,7 @@ SEAMS = {
     "interegular": "constraints/patterns.py",
 }
 # ... or some units alone ...
-UNITS = {"lightning": {"training", "cli", "demo"}, "pytorch_lightning": set[str]()}
+UNITS = {"lightning": {"training", "attach", "cli", "demo"}, "pytorch_lightning": set[str]()}
 # ... and units that may import nothing else (beside the standard library and codd_ppl).
 ONLY = {"graphs": {"networkx", "matplotlib"}}
 
@@ -55,7 +55,7 @@ OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "sacrebleu
 OPTIONAL |= {"jax", "dynamax", "torchcrf", "pomegranate"}  # peers of the benchmark
 # Slow to import: inside functions only, but for units that `import codd_ppl` does not load.
 SLOW = {"matplotlib", "torchmetrics"}
-LOADED_LATE = {"training", "evaluation", "demo", "commands", "cli", "testing"}
+LOADED_LATE = {"training", "evaluation", "attach", "demo", "commands", "cli", "testing"}
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,11 @@ class Backbone:
         """Of the library ``tokenizers``; None where there is none."""
         return getattr(self.words, "backend_tokenizer", None)
 
+    @property
+    def positions(self) -> int | None:
+        """The longest text that the model reads; None where its configuration doesn't say."""
+        return positions(self.config)
+
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of a conversation, up to where the next answer begins, by the model's chat template.
 

@@ -114,7 +114,7 @@ class PretrainedDenoiser(nn.Module):
             DataError: nothing that can be read there.
         """
         library, name = transformers_library(), os.fspath(name_or_path)
-        given = {"revision": revision, "trust_remote_code": trust_remote_code}
+        given: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with quiet_transformers():
             backbone = Backbone.read(library, name, **given, mask_token_id=mask_token_id, shift=shift)
             own = getattr(backbone.config, "auto_map", None) or {}

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from codd_ppl.denoisers.context import InContext
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion.nelbo import NoisedBatch, coupled_nelbo, factorised_nelbo, noise
@@ -34,6 +35,7 @@ def nelbo_table(
     draws: int = 1,
     reveals: int = 8,
     progress: bool = False,
+    contexts: Int[Tensor, "n left"] | None = None,
 ) -> NelboTable:
     """NELBO_T of every model at every T, in bits per token, with identical noise for all models.
 
@@ -56,14 +58,21 @@ def nelbo_table(
         draws: noise draws per block (one is enough at T = 1 and is used there).
         reveals: revealed sets per draw; each costs a query of the coupling, but no network call.
         progress: show a progress bar on standard error.
+        contexts: what the network reads to the left of each block, int64; None: nothing.
 
     Raises:
         ConfigError: no model, models with different vocabularies, bad ``steps``, ``draws``, ``reveals``
             or ``batch_size``.
-        ShapeError: blocks are not int64 (n >= 1, sites >= 1), or don't have the sites of a coupling.
+        ShapeError: blocks are not int64 (n >= 1, sites >= 1), or don't have the sites of a coupling; contexts that
+            aren't int64 with as many rows.
         TokenError: ids outside the vocabulary.
     """
     sites = _check(models, blocks, min(batch_size, draws, reveals))
+    if contexts is not None and (contexts.dtype != torch.int64 or contexts.shape[:-1] != blocks.shape[:-1]):
+        raise ShapeError(
+            f"contexts: expected int64 ({len(blocks)}, any), a row of text before each block, found {contexts.dtype} "
+            f"{tuple(contexts.shape)}"
+        )
     schedule = LinearSchedule() if schedule is None else schedule
     steps = _powers_of_two(sites) if steps is None else sorted(set(steps))
     if not steps:
@@ -83,12 +92,15 @@ def nelbo_table(
             nats: dict[str, list[Tensor]] = {name: [] for name in models}
             base: dict[str, list[Tensor]] = {name: [] for name in models}
             chunks = -(-len(rows) // batch_size)
-            for part, flips in zip(_split(noised, batch_size), coins.split(batch_size), strict=True):
+            for part, flips, own in zip(
+                _split(noised, batch_size), coins.split(batch_size), rows.split(batch_size), strict=True
+            ):
+                before = None if contexts is None else contexts[own]
                 sets = [
                     (flips + j / reveals) % 1 < part.rate[:, None] for j in range(1 if T == 1 else reveals)
                 ]
                 for names in groups.values():
-                    alone, gains = _evaluate({name: models[name] for name in names}, part, sets)
+                    alone, gains = _evaluate({name: models[name] for name in names}, part, sets, before)
                     for name, gain in gains.items():
                         base[name].append(alone)
                         nats[name].append(alone + gain)
@@ -103,7 +115,7 @@ def nelbo_table(
 
 
 def _evaluate(
-    models: Mapping[str, Model], noised: NoisedBatch, sets: Sequence[Tensor]
+    models: Mapping[str, Model], noised: NoisedBatch, sets: Sequence[Tensor], before: Tensor | None
 ) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, " batch"]]]:
     """Nats per sequence of the network alone, and what each coupling adds: a single network call."""
     denoiser = next(iter(models.values()))[0]
@@ -117,7 +129,8 @@ def _evaluate(
         rate=noised.rate.to(device),
         steps=noised.steps,
     )
-    output = denoiser(here.xt)
+    reader = denoiser if before is None else InContext(denoiser, before.to(device))
+    output = reader(here.xt)
     alone = factorised_nelbo(here, output.logits)
     gains: dict[str, Tensor] = {}
     for name, (_, coupling) in models.items():

@@ -43,6 +43,8 @@ class ContextualLatentPotentials(nn.Module):
         seed: of the random start.
         emission_rank: terms of the correction of emissions; 0: none.
         mask_ratio: whether the networks read the share of masked sites, too, also without effect at first.
+        reduced: read hidden states through a fixed matrix, ``reduction`` (hidden_size, reduced), the first columns of
+            the identity until it is set; 0: as they are.
 
     Attributes:
         needs_ratio: whether :meth:`forward` must be given ``ratio``, as :class:`CouplingLayer` then does.
@@ -53,6 +55,7 @@ class ContextualLatentPotentials(nn.Module):
     """
 
     place: Tensor
+    reduction: Tensor | None
 
     def __init__(
         self,
@@ -63,16 +66,19 @@ class ContextualLatentPotentials(nn.Module):
         seed: int = 0,
         emission_rank: int = 0,
         mask_ratio: bool = False,
+        reduced: int = 0,
     ) -> None:
         super().__init__()
-        if hidden_size < 1 or width < 1 or emission_rank < 0:
+        if hidden_size < 1 or width < 1 or emission_rank < 0 or not 0 <= reduced <= hidden_size:
             raise ConfigError(
-                "expected hidden_size and width >= 1 and emission_rank >= 0, found "
-                f"{hidden_size}, {width} and {emission_rank}"
+                "expected hidden_size and width >= 1, emission_rank >= 0 and reduced from 0 to hidden_size, found "
+                f"{hidden_size}, {width}, {emission_rank} and {reduced}"
             )
         self.static = LatentPotentials(graph, seed)
         self.hidden_size, self.width, self.gates = hidden_size, width, gates
-        self.emission_rank, self.mask_ratio = emission_rank, mask_ratio
+        self.emission_rank, self.mask_ratio, self.reduced = emission_rank, mask_ratio, reduced
+        self.register_buffer("reduction", torch.eye(hidden_size, reduced) if reduced else None)
+        size_read = reduced or hidden_size
         latents = [v for v in graph if v.latent]
         if not latents:
             raise ConfigError(
@@ -86,9 +92,9 @@ class ContextualLatentPotentials(nn.Module):
         self.register_buffer("place", _means(graph, order), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.norm = nn.LayerNorm(hidden_size)
+            self.norm = nn.LayerNorm(size_read)
             self.evidence_heads = nn.ModuleDict(
-                {str(size): Head(hidden_size, width, size, mask_ratio) for size in self._latents}
+                {str(size): Head(size_read, width, size, mask_ratio) for size in self._latents}
             )
             self.edges = [
                 f
@@ -97,7 +103,7 @@ class ContextualLatentPotentials(nn.Module):
             ]
             number = {name: i for i, name in enumerate(order)}
             self._ends = [[number[v] for v in f.scope] for f in self.edges]
-            self.gate_head = Head(2 * hidden_size, width, 1, mask_ratio) if gates and self.edges else None
+            self.gate_head = Head(2 * size_read, width, 1, mask_ratio) if gates and self.edges else None
             self.resets = nn.ParameterDict()
             if self.gate_head is not None:
                 last = self.gate_head[-1]
@@ -106,7 +112,7 @@ class ContextualLatentPotentials(nn.Module):
                 for size in {graph.variables[f.scope[1]].cardinality for f in self.edges}:
                     self.resets[str(size)] = nn.Parameter(torch.zeros(size))
             self.emissions = (
-                EmissionCorrection(graph, hidden_size, width, emission_rank, mask_ratio)
+                EmissionCorrection(graph, size_read, width, emission_rank, mask_ratio)
                 if emission_rank
                 else None
             )
@@ -139,7 +145,7 @@ class ContextualLatentPotentials(nn.Module):
             )
         hidden = hidden.to(self.place.dtype)
         ratio = spread(ratio, hidden) if self.mask_ratio else None
-        normed = self.norm(hidden)
+        normed = self.norm(hidden if self.reduction is None else hidden @ self.reduction)
         means = self.place @ normed
         start = 0
         for size, names in self._latents.items():

@@ -30,7 +30,7 @@ KINDS: dict[str, Any] = {
     )
 }
 SETTINGS = {
-    "ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio"),
+    "ContextualLatentPotentials": ("hidden_size", "width", "gates", "emission_rank", "mask_ratio", "reduced"),
     "MixturePotentials": ("components", "hidden_size", "width", "mask_ratio"),
     "TiedEmissionPotentials": ("rank",),
 }
