@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from codd_ppl.errors import DataError
 from codd_ppl.training.text_files import PathLike, iterate_documents, iterate_rows, join_fields
@@ -24,6 +24,7 @@ Chat = Callable[[Sequence[Mapping[str, str]]], str]
 """Renders a conversation by a model's chat template, up to where the next answer begins."""
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Where examples come from."""
 

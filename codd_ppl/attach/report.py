@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from rich import print as rich_print
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
 
 from codd_ppl import __version__
 from codd_ppl.attach.settings import AttachSettings
@@ -24,7 +30,7 @@ from codd_ppl.evaluation.parts import describe_coupling, describe_network
 from codd_ppl.evaluation.record import Row, evaluation_record, save_record
 from codd_ppl.training.blocks import spread_blocks
 
-__all__ = ["report"]
+__all__ = ["report", "summary"]
 
 SHARPER = 0.8
 TIMED = 8
@@ -77,7 +83,6 @@ def report(
         )
         table = table.with_seconds(found, timing_batch_size=TIMED)
         calls = {"factorised": time_network(network, settings.length, TIMED)}
-    rich_print(table.render("factorised"))
     record = evaluation_record(
         table,
         rows,
@@ -94,3 +99,31 @@ def report(
         network_seconds=calls,
     )
     save_record(record, settings.out / "results.json")
+    rich_print(summary(record))
+
+
+def summary(record: Mapping[str, Any]) -> RenderableType:
+    """The models' bits at each number of steps, by how much the coupled ones are below, and what the time buys.
+
+    Args:
+        record: of :func:`codd_ppl.evaluation.record.evaluation_record`, with a row "coupled".
+    """
+    models, steps = record["models"], list(record["models"]["coupled"]["nelbo"])
+    table = Table(
+        title=f"NELBO_T, bits per token, {record['text']['blocks']} held-out blocks", box=SIMPLE_HEAD
+    )
+    table.add_column("T")
+    for T in steps:
+        table.add_column(T, justify="right")
+    for name, row in models.items():
+        table.add_row(name, *(f"{row['nelbo'][T]['bits_per_token']:.3f}" for T in steps))
+    gains = [row["relative_gain"] for row in models["coupled"]["nelbo"].values()]
+    table.add_row("coupled: change in %", *(f"{-100 * gain[0]:+.1f}" for gain in gains))
+    table.add_row("  95 % interval", *(f"{-100 * high:+.1f} .. {-100 * low:+.1f}" for _, low, high in gains))
+    lines = []
+    if (same := models["coupled"].get("in_the_same_time")) is not None:
+        lines.append(
+            f"In the time of {same['T']} coupled steps the factorised model makes {same['steps']:.1f}: "
+            f"{same['bits_per_token']:.3f} bits per token."
+        )
+    return Group(table, *lines)

@@ -44,6 +44,9 @@ TEXT = (
 PRIOR = ("held_out", "topology", "states", "epochs", "batch_size", "smoothing", "seed")
 """... and the prior, too."""
 
+WRITTEN, KEPT = 120.0, 50
+"""Seconds between checkpoints of the prior, and updates between those of the contextual part."""
+
 POOLED = 1 << 28
 """Numbers that the fit of a pool looks at, at most."""
 
@@ -100,6 +103,7 @@ def attach(settings: AttachSettings, command: str = "") -> CouplingLayer:
         valid_blocks=spread_blocks(calibration, JUDGED),
         held_out_every=max(1, round(settings.epochs * len(train.blocks) / settings.batch_size / 10)),
         checkpoint=settings.folder / f"prior-{key}.safetensors",
+        checkpoint_seconds=WRITTEN,
     )
     coupling.to(device)
     network: Denoiser | None = None
@@ -227,7 +231,7 @@ def _train(
     unigram = log_unigram(spread_blocks(blocks, 100_000), coupling.vocab_size)
     module = CachedModule(coupling, unigram, cache)
     folder = settings.folder / f"contextual-{key}-{settings.updates}-{'gates' if settings.gates else 'plain'}"
-    keep = ModelCheckpoint(dirpath=folder, every_n_train_steps=50, save_last=True, save_top_k=0)
+    keep = ModelCheckpoint(dirpath=folder, every_n_train_steps=KEPT, save_last=True, save_top_k=0)
     trainer = L.Trainer(
         max_steps=settings.updates,
         accelerator="cpu" if settings.device == "cpu" else "auto",

@@ -117,7 +117,7 @@ def _folder(name: str) -> Source:
         tokenizer=saved.tokenizer,
         vocab_size=saved.denoiser.vocab_size,
         mask_token_id=saved.denoiser.mask_token_id,
-        pad_token_id=end[0],
+        pad_token_id=end[0] if end else 0,
         end=end,
         positions=None,
         chat=no_chat,

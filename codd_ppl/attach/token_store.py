@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from codd_ppl.typing import Int
 
 __all__ = ["Rows", "TokenStore"]
 
-AT_ONCE = 2000
+AT_ONCE = 500
 """Examples that are encoded together, and written together."""
 
 PARTS = ("train", "held_out")
@@ -123,6 +123,8 @@ class TokenStore:
         else:
             whole = len(tokens) // self.sites
             rows = Rows(tokens[: whole * self.sites].view(whole, self.sites), tokens, None, None)
+        if name == "train" and self.limit is not None:
+            rows = replace(rows, blocks=rows.blocks[: max(1, self.limit // self.sites)])
         if not len(rows.blocks):
             raise DataError(
                 f"expected at least one block of {self.sites} tokens of {name.replace('_', '-')} text, found "
