@@ -40,7 +40,7 @@ def make(kind: str) -> CouplingLayer:
     elif kind == "table":
         layer = CouplingLayer(topologies.chain(SITES, VOCAB), VOCAB, combine="product")
     elif kind == "contextual":
-        potentials = ContextualLatentPotentials(hmm, HIDDEN, width=4, gates=True, mask_ratio=True)
+        potentials = ContextualLatentPotentials(hmm, HIDDEN, width=4, gates=True, mask_ratio=True, reduced=2)
         layer = CouplingLayer(hmm, VOCAB, HIDDEN, potentials=potentials)
     elif kind == "mixture":
         star = topologies.hidden_markov(SITES, VOCAB, 4)

@@ -293,3 +293,27 @@ def test_errors_name_the_remedy(toy):
     larger.vocab_size = 5
     with pytest.raises(ConfigError, match="each tokenizer"):
         nelbo_table({"a": (toy.network, None), "b": (larger, None)}, STATES)
+
+
+class Recalls(nn.Module):
+    """Says of every site what the first token of the text is; the coupling sees its windows only."""
+
+    vocab_size, mask_token_id, hidden_size = 5, 5, 1
+
+    def forward(self, xt):
+        logits = 3.0 * nn.functional.one_hot(xt[:, :1].clamp(max=4), 5).float()
+        return DenoiserOutput(logits.expand(*xt.shape, 5), torch.zeros(*xt.shape, 1))
+
+
+def test_the_network_reads_what_is_before_each_block():
+    blocks = torch.arange(12).reshape(6, 2) % 5
+    before = torch.stack((blocks[:, 1], torch.zeros(6, dtype=torch.int64)), 1)
+    models = {"factorised": (Recalls(), None)}
+    found = nelbo_table(models, blocks, (1, 2), draws=3, batch_size=4, contexts=before)
+    same = nn.functional.log_softmax(3.0 * nn.functional.one_hot(before[:, :1], 5).double(), -1)
+    expected = -same.expand(6, 2, 5).gather(-1, blocks[..., None])[..., 0].mean(-1) / math.log(2)
+    torch.testing.assert_close(found.values["factorised"][1], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ShapeError, match=r"contexts: expected int64 \(6, any\)"):
+        nelbo_table(models, blocks, (1,), contexts=before[:5])
+    with pytest.raises(ShapeError, match="contexts"):
+        nelbo_table(models, blocks, (1,), contexts=before.float())

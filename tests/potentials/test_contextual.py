@@ -29,6 +29,7 @@ KINDS = {
     "gates": {"gates": True},
     "emissions": {"emission_rank": 2},
     "mask ratio": {"mask_ratio": True},
+    "reduced": {"gates": True, "reduced": 2},
     "all": {"gates": True, "emission_rank": 2, "mask_ratio": True},
 }
 
@@ -297,3 +298,19 @@ def test_bad_input_is_refused():
     for wrong in (None, torch.zeros(2, SITES, HIDDEN + 1), torch.zeros(2, SITES - 1, HIDDEN)):
         with pytest.raises(ShapeError, match="hidden states"):
             potentials(wrong)
+
+
+def test_reduced_hidden_states_are_read_through_the_matrix():
+    graph, text = GRAPHS["hidden_markov"], hidden(2)
+    whole = ContextualLatentPotentials(graph, 3, width=8, gates=True).double()
+    reduced = ContextualLatentPotentials(graph, HIDDEN, width=8, gates=True, reduced=3).double()
+    with torch.no_grad():
+        for value in whole.parameters():
+            value.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+        matrix = torch.randn(HIDDEN, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        reduced.load_state_dict({**whole.state_dict(), "reduction": matrix})
+    expected = whole(text @ matrix)
+    for key, value in reduced(text).items():
+        torch.testing.assert_close(value, expected[key])
+    with pytest.raises(ConfigError, match="reduced"):
+        ContextualLatentPotentials(graph, HIDDEN, reduced=HIDDEN + 1)

@@ -14,7 +14,7 @@ import pytest
 
 from codd_ppl.data import sample_text_path
 from codd_ppl.errors import DataError
-from codd_ppl.training.text_files import read_documents, split_documents
+from codd_ppl.training.text_files import iterate_documents, iterate_rows, read_documents, split_documents
 
 
 def write(path: Path, data: str | bytes) -> Path:
@@ -220,3 +220,22 @@ def test_hub_folder_on_disk(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     write(tmp_path / "train.jsonl", '{"text": "one"}\n{"text": "two"}\n')
     assert read_documents(f"hf:{tmp_path}") == ["one", "two"]
+
+
+def test_documents_and_rows_one_after_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "n": 1}\n\n{"text": " "}\n{"text": "two"}\nno json')
+    documents = iterate_documents(path)
+    assert [next(documents), next(documents)] == ["one", "two"]  # the fifth line isn't read yet
+    with pytest.raises(DataError, match="on line 5"):
+        next(documents)
+    rows = iterate_rows(path)
+    assert next(rows) == (f"{path}, line 1", {"text": "one", "n": 1})
+    for text, words in [
+        ("[1]", "expected a JSON object with fields, found list"),
+        ('"a"', "found str"),
+        ("", "found none"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            list(iterate_rows(path))
