@@ -4,10 +4,11 @@ from codd_ppl.sampling.activation import ActivatedCoupling
 from codd_ppl.sampling.adaptive import ConfidenceThreshold, EntropyBound, JointConfidence, JointEntropy
 from codd_ppl.sampling.arguments import sampler_arguments
 from codd_ppl.sampling.blocks import BlockSampler
-from codd_ppl.sampling.cover import Cover, minimum_cover
+from codd_ppl.sampling.cover import Cover, aligned_cover, minimum_cover
 from codd_ppl.sampling.drawing import AnyOrder, Draw, Joint, KBest, Latent, Mode, drawing_method, k_best
 from codd_ppl.sampling.extension import extended, on_graph
 from codd_ppl.sampling.generation import Generation
+from codd_ppl.sampling.hooks import CoupledLogits
 from codd_ppl.sampling.logits import Temperature, TopK, TopP
 from codd_ppl.sampling.policies import unmasking_policy
 from codd_ppl.sampling.protocol import (
@@ -52,6 +53,7 @@ __all__ = [
     "Confidence",
     "ConfidenceThreshold",
     "Confident",
+    "CoupledLogits",
     "Coupling",
     "Cover",
     "Draw",
@@ -95,6 +97,7 @@ __all__ = [
     "WarmCoupling",
     "WholeTextSampler",
     "WindowedCoupling",
+    "aligned_cover",
     "best_of",
     "coupled_marginals",
     "drawing_method",

@@ -16,6 +16,7 @@ from codd_ppl.sampling import (
     JointDistribution,
     Sampler,
     WindowedCoupling,
+    aligned_cover,
     extended,
     minimum_cover,
     on_graph,
@@ -104,6 +105,27 @@ def test_a_window_has_its_sites_in_the_middle():
 def test_windows_must_fit(length):
     with pytest.raises(ConfigError, match=r"1 to 7"):
         minimum_cover(torch.ones(1, 7, dtype=torch.bool), length)
+
+
+def test_aligned_covers():
+    """By hand: blocks from each row's start on; one that the end cuts short is the last part of a window."""
+    sites = torch.tensor(
+        [[0, 1, 0, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]]
+    ).bool()
+    cover = aligned_cover(sites, 3, torch.tensor([1, 2, 0]))
+    assert cover.row.tolist() == [0, 0, 0, 2, 2, 2] and cover.start.tolist() == [1, 4, 5, 0, 3, 5]
+    chosen = [[1, 0, 0], [0, 0, 1], [0, 0, 1], [1, 1, 1], [1, 1, 1], [0, 1, 1]]
+    assert cover.chosen.long().tolist() == chosen
+    taken = torch.zeros_like(sites, dtype=torch.int64)
+    taken.index_put_((cover.row[:, None].expand_as(cover.place), cover.place), cover.chosen.long(), True)
+    assert torch.equal(taken, (sites & (torch.arange(8) >= torch.tensor([1, 2, 0])[:, None])).long())
+    first = aligned_cover(sites, 3, torch.tensor([1, 2, 0]), most=1)
+    assert first.row.tolist() == [0, 2] and first.start.tolist() == [1, 0]
+    assert len(aligned_cover(sites[:0], 3, torch.zeros(0, dtype=torch.int64)).row) == 0
+    with pytest.raises(ConfigError, match="1 to 8"):
+        aligned_cover(sites, 9, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"expected \(3,\)"):
+        aligned_cover(sites, 3, torch.zeros(2, dtype=torch.int64))
 
 
 # ---------------------------------------------------------------------- laws
