@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codd_ppl.commands.attach_options import add_attach_options
+from codd_ppl.commands.backbone_options import add_backbone_options
 from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
@@ -88,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--output", type=Path, default=Path("codd-bench"), help="folder to write to")
     engine.set_defaults(run=_bench)
     decoding = what.add_parser("decoding", help="network and coupling in a step of decoding")
-    decoding.add_argument("model", type=Path, nargs="?", help="a model folder; default: the demo's")
+    decoding.add_argument(
+        "model", type=Path, nargs="?", help="a model folder or a coupling; default: the demo's"
+    )
     decoding.add_argument("--steps", type=int, default=4)
     decoding.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 32])
     decoding.add_argument("--drawing", nargs="+", default=["joint", "latent", "any_order", "mode"])
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     decoding.add_argument("--device", default="cpu", help="such as cuda")
     decoding.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine in use")
     decoding.add_argument("--output", type=Path, help="also write the figures as JSON")
+    add_backbone_options(decoding)
     decoding.set_defaults(run=_bench_decoding)
     return parser
 

@@ -43,9 +43,13 @@ MODEL = "model.json"
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model folder holds; ``about`` is what the writer noted (text, training, figures)."""
+    """What a model folder holds; ``about`` is what the writer noted (text, training, figures).
 
-    denoiser: BidirectionalTransformer
+    ``denoiser`` is a :class:`BidirectionalTransformer` there; with a coupling that was attached to a pretrained
+    network, that network (a :class:`codd_ppl.denoisers.Denoiser`).
+    """
+
+    denoiser: Any
     coupling: CouplingLayer
     tokenizer: Tokenizer | None
     about: dict[str, Any]
@@ -110,7 +114,8 @@ def load_denoiser(path: str | os.PathLike[str]) -> BidirectionalTransformer:
     Raises:
         DataError: no such folder, or one that is damaged.
     """
-    return load_model(path).denoiser.train()
+    network: BidirectionalTransformer = load_model(path).denoiser.train()
+    return network
 
 
 def load_coupling(

@@ -17,7 +17,7 @@ from codd_ppl.model_folder import MODEL, load_model
 __all__ = ["Source", "open_source"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A network by its name.
 

@@ -11,12 +11,12 @@ import torch
 from rich import print as rich_print
 
 from codd_ppl.commands.device import named_device
+from codd_ppl.commands.opened import open_model
 from codd_ppl.commands.records import check_file, made_by
 from codd_ppl.data import demo_model_path
 from codd_ppl.errors import ConfigError
 from codd_ppl.evaluation.decoding_time import decoding_table, time_decoding
 from codd_ppl.evaluation.files import write_whole
-from codd_ppl.model_folder import load_model
 from codd_ppl.sampling import drawing_method
 
 __all__ = ["run_bench_decoding"]
@@ -36,13 +36,13 @@ def run_bench_decoding(options: argparse.Namespace) -> None:
     drawings = {name: drawing_method(name) for name in options.drawing}
     device = named_device(options.device)
     folder = options.model or demo_model_path()
-    saved = load_model(folder)
+    saved = open_model(folder, options, device)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
         found = time_decoding(
-            saved.denoiser.to(device),
-            saved.coupling.to(device),
+            saved.denoiser,
+            saved.coupling,
             drawings,
             options.batch_size,
             options.steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 
 from codd_ppl import __version__
 from codd_ppl.commands.device import named_device
+from codd_ppl.commands.opened import open_model
 from codd_ppl.commands.records import check_file
 from codd_ppl.errors import ConfigError, DataError, ShapeError
 from codd_ppl.evaluation import (
@@ -29,7 +29,7 @@ from codd_ppl.evaluation.metrics import word_perplexity
 from codd_ppl.evaluation.parts import describe_coupling, describe_network, plain_notes
 from codd_ppl.evaluation.record import Row, evaluation_record, save_record
 from codd_ppl.evaluation.table import NelboTable
-from codd_ppl.model_folder import MODEL, SavedModel, load_model
+from codd_ppl.model_folder import MODEL, SavedModel
 from codd_ppl.training.blocks import cut_blocks, spread_blocks
 from codd_ppl.training.detokenize import detokenize_wikitext, wikitext_words
 from codd_ppl.training.text_files import read_documents
@@ -61,9 +61,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     check_file(options.output, "results.json")
     check_file(options.table, "table.json")
     device = named_device(options.device)
-    saved = _load(options.model, device)
+    saved = open_model(options.model, options, device)
     assert saved.tokenizer is not None
-    rows = model_rows(saved, _also(options.also, options.model, saved, device), options.controls)
+    rows = model_rows(saved, _also(options, saved, device), options.controls)
     text = _read(options, saved.tokenizer, saved.coupling.sites)
     models = {name: row.model for name, row in rows.items()}
     table = nelbo_table(
@@ -158,19 +158,21 @@ def _parts(saved: SavedModel, network: bool = False) -> dict[str, object]:
 
 
 def _same_network(one: SavedModel, other: SavedModel) -> bool:
-    if one.denoiser.config != other.denoiser.config:
+    if one.denoiser is other.denoiser:
+        return True
+    configs = [getattr(saved.denoiser, "config", None) for saved in (one, other)]
+    if configs[0] is None or configs[0] != configs[1]:
         return False
     theirs = other.denoiser.state_dict()
     return all(value.equal(theirs[key]) for key, value in one.denoiser.state_dict().items())
 
 
-def _also(
-    words: Sequence[str], first: Path, saved: SavedModel, device: torch.device
-) -> dict[str, SavedModel]:
+def _also(options: argparse.Namespace, saved: SavedModel, device: torch.device) -> dict[str, SavedModel]:
     """The folders of ``--also NAME=FOLDER``, which must have the sites and the vocabulary of the first."""
     found: dict[str, SavedModel] = {}
     taken = {"factorised", "coupled", "marginals alone", "prior alone", f"sharpened {SHARPER}"}
-    for word in words:
+    first = options.model
+    for word in options.also:
         name, _, folder = (part.strip() for part in word.partition("="))
         if not name or not folder or name in taken or name.startswith("factorised, "):
             raise ConfigError(
@@ -178,7 +180,7 @@ def _also(
                 f"{word!r}; give e.g. --also product=runs/product/model"
             )
         taken.add(name)
-        other = _load(Path(folder), device)
+        other = open_model(Path(folder), options, device)
         assert saved.tokenizer is not None and other.tokenizer is not None
         if other.coupling.sites != saved.coupling.sites:
             raise ShapeError(
@@ -193,13 +195,6 @@ def _also(
             )
         found[name] = other
     return found
-
-
-def _load(folder: Path, device: torch.device) -> SavedModel:
-    saved = load_model(folder)
-    if saved.tokenizer is None:
-        raise DataError(f"{folder} has no tokenizer.json; save the model with its tokenizer")
-    return replace(saved, denoiser=saved.denoiser.to(device), coupling=saved.coupling.to(device))
 
 
 def _read(options: argparse.Namespace, tokenizer: Tokenizer, sites: int) -> _Text:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from codd_ppl.commands.backbone_options import add_backbone_options
+
 __all__ = ["add_evaluate_options"]
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="a model folder, or a coupling by `codd attach`")
     parser.add_argument("text", type=Path, nargs="+", help="held-out text")
     parser.add_argument(
         "--also",
@@ -46,3 +48,4 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, help="write a record for `codd card`, models/NAME/results.json"
     )
     parser.add_argument("--table", type=Path, help="write all values, block by block, as JSON")
+    add_backbone_options(parser)

@@ -19,9 +19,10 @@ from codd_ppl import CouplingLayer, FactorGraph, Sampler, constraints, topologie
 from codd_ppl.commands.device import named_device
 from codd_ppl.commands.generate_output import Output, Text, text_output
 from codd_ppl.commands.generate_page import Recorder
+from codd_ppl.commands.opened import open_model, source_of
 from codd_ppl.commands.prompts import Task, read_tasks
-from codd_ppl.errors import ConfigError, DataError
-from codd_ppl.model_folder import SavedModel, load_model
+from codd_ppl.errors import ConfigError
+from codd_ppl.model_folder import SavedModel
 from codd_ppl.sampling import (
     AnyOrder,
     BlockSampler,
@@ -53,11 +54,14 @@ def run_generate(options: argparse.Namespace) -> None:
         if value is not None and value < (0 if name == "length" else 1):
             raise ConfigError(f"--{name.replace('_', '-')}: expected a positive number, found {value}")
     device = named_device(options.device)
-    saved = load_model(options.model)
-    if saved.tokenizer is None:
-        raise DataError(f"{options.model} has no tokenizer.json; save the model with its tokenizer")
-    saved.denoiser.to(device)
-    saved.coupling.to(device)
+    saved, source = open_model(options.model, options, device), source_of(options.model, options)
+    assert saved.tokenizer is not None
+    if options.chat:
+        if source is None:
+            raise ConfigError(
+                "--chat: expected a coupling of a pretrained network, found a model folder, without a chat template"
+            )
+        options.prompt = [source.chat([{"role": "user", "content": text}]) for text in options.prompt]
     tasks = read_tasks(options, saved)
     strings = _stop_strings(options, saved.tokenizer)
     rules: list[StopRule] = [*strings]
@@ -66,6 +70,8 @@ def run_generate(options: argparse.Namespace) -> None:
         if not all(0 <= token < vocab for token in options.stop_token):
             raise ConfigError(f"--stop-token: expected ids from 0 to {vocab - 1}, found {options.stop_token}")
         rules.append(StopTokens(*options.stop_token))
+    if source is not None and len(source.end) == 1:
+        rules.append(StopTokens(*source.end))
     _check_constrained(options, [len(task.template) for task in tasks], saved.coupling.sites)
     sampler = text_sampler_of(options, sampler_of(options, saved), FirstStop(*rules))
     generator = torch.Generator(device).manual_seed(options.seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from codd_ppl.commands.backbone_options import add_backbone_options
+
 __all__ = ["add_generate_options"]
 
 ORDERS = ("random", "random_order", "low_confidence", "margin", "entropy")
@@ -19,7 +21,7 @@ REMASKINGS = ("cap", "rescale", "confidence")
 
 def add_generate_options(generate: argparse.ArgumentParser) -> None:
     """What to write, how, and what comes out."""
-    generate.add_argument("model", type=Path)
+    generate.add_argument("model", type=Path, help="a model folder, or a coupling by `codd attach`")
     what = generate.add_argument_group("what to write (nothing given: texts without a beginning)")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
     what.add_argument(
@@ -39,6 +41,7 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--length", type=int, help="tokens to write after the prompt; default: up to the model's sites"
     )
+    what.add_argument("--chat", action="store_true", help="prompts by the network's chat template")
     what.add_argument("--samples", type=int, default=4, help="texts for each prompt or template")
     what.add_argument(
         "--best-of",
@@ -109,6 +112,7 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     how.add_argument("--batch-size", type=int, default=64, help="texts that are written together")
     how.add_argument("--device", default="cpu", help="such as cuda")
     how.add_argument("--seed", type=int, default=0)
+    add_backbone_options(generate)
     generate.add_argument(
         "--html", type=Path, metavar="FILE", help="a page that plays how the texts were written"
     )

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codd_ppl.denoisers.pretrained import SHIFTED, PretrainedDenoiser
+from codd_ppl.denoisers.backbone import SHIFTED
+from codd_ppl.denoisers.pretrained import PretrainedDenoiser
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.typing import Float
 

@@ -221,3 +221,54 @@ def test_what_can_be_wrong(
         attach(
             settings(save(tmp_path / "t", chat=False), _lines(tmp_path), tmp_path / "c", answer_field="text")
         )
+
+
+@pytest.fixture(scope="session")
+def attached(backbone: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("attached") / "c"
+    given = {"prompt_fields": ["question"], "answer_field": "answer", "blocks": 0}
+    attach(settings(backbone, answers, out, **given))
+    return out
+
+
+def test_the_coupling_generates_with_its_backbone(
+    backbone: Path, attached: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", str(attached), "--prompt", "a b c", "--length", "6", "--samples", "3", "--jsonl"]
+    assert main(words) == 0
+    plain = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(plain) == 3 and all(line["prompt"] == "a b c" for line in plain)
+    assert main([*words, "--chat", "--backbone", str(backbone)]) == 0
+    chats = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(line["prompt"] == "u a b c " for line in chats)  # the test's template
+    assert main([*words, "--windows"]) == 0
+
+
+def test_the_coupling_is_evaluated_with_its_backbone(
+    backbone: Path, attached: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "results.json"
+    words = ["evaluate", str(attached), str(texts), "--blocks", "8", "--also", f"again={attached}"]
+    assert main([*words, "--output", str(record)]) == 0
+    models = json.loads(record.read_text())["models"]
+    assert list(models) == ["factorised", "coupled", "again"]  # one network for both
+    assert models["coupled"]["nelbo"] == models["again"]["nelbo"]
+    assert main(["bench", "decoding", str(attached), "--batch-size", "1", "--repeats", "1"]) == 0
+
+
+def test_models_that_don_t_go_together(
+    attached: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = request.getfixturevalue("make_backbone")
+    larger = save(tmp_path / "larger", size=20)
+    assert main(["generate", str(attached), "--backbone", str(larger)]) == 2
+    assert "expected a network with the coupling's 12 tokens" in capsys.readouterr().err
+    from codd_ppl.data import demo_model_path
+
+    assert main(["generate", str(demo_model_path()), "--backbone", str(larger)]) == 2
+    assert "has a network of its own" in capsys.readouterr().err
+    assert main(["generate", str(demo_model_path()), "--prompt", "a", "--chat"]) == 2
+    assert "without a chat template" in capsys.readouterr().err
+    nameless = CouplingLayer.from_pretrained(attached).save_pretrained(tmp_path / "nameless")
+    assert main(["generate", str(nameless)]) == 2
+    assert "give --backbone" in capsys.readouterr().err
