@@ -163,7 +163,10 @@ class FeatureCache:
                     "ids": ids.int().cpu(),
                     "top": top.clamp(min=-6e4).half().cpu(),
                     "rest": rest.clamp(min=-6e4).half().cpu(),
-                    "hidden": (hidden if reduction is None else hidden @ reduction.to(device)).half().cpu(),
+                    "hidden": (hidden if reduction is None else hidden @ reduction.to(device))
+                    .clamp(-6e4, 6e4)
+                    .half()
+                    .cpu(),
                 }
             )
         return parts

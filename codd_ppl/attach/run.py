@@ -113,7 +113,12 @@ def attach(settings: AttachSettings, command: str = "") -> CouplingLayer:
     if settings.pool:
         assert network is not None
         sites = max(64, min(8192, POOLED // (3 * source.vocab_size)))
-        fit = fit_pool(network, coupling, calibration.long(), sites=sites, seed=settings.seed)
+        before = None
+        if context:
+            before = held_out.context(torch.arange(0, len(held_out.blocks), 2), context, source.pad_token_id)
+        fit = fit_pool(
+            network, coupling, calibration.long(), sites=sites, seed=settings.seed, contexts=before
+        )
         console.print(f"bits per masked token by mask ratio: {fit}")
     if settings.contextual:
         assert network is not None
@@ -246,6 +251,8 @@ def _train(
     trainer.fit(module, ckpt_path=last if last.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not trainer.is_global_zero:  # the first process goes on alone
+        raise SystemExit(0)
 
 
 def _key(settings: AttachSettings, source: Source) -> str:

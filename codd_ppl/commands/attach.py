@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from dataclasses import fields
 
 from codd_ppl.attach import AttachSettings, attach
@@ -20,4 +21,9 @@ def run_attach(options: argparse.Namespace) -> None:
     """
     named_device(options.device)
     given = {field.name: getattr(options, field.name) for field in fields(AttachSettings)}
-    attach(AttachSettings(**given), "codd " + shlex.join(options.words))
+    settings = AttachSettings(**given)
+    try:
+        attach(settings, "codd " + shlex.join(options.words))
+    except KeyboardInterrupt:
+        print(f"codd: stopped; the same command goes on with {settings.folder}", file=sys.stderr)
+        raise

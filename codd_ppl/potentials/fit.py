@@ -152,7 +152,7 @@ class Fit:
 
 def _first_counts(problem: Problem, start: dict[str, Tensor]) -> dict[str, RunningCounts]:
     """Counts of :data:`START_WEIGHT` blocks that make the tables of a start."""
-    graph, shapes = problem.graph, table_shapes(problem.graph)
+    graph, shapes, start = problem.graph, table_shapes(problem.graph), dict(start)
     frequency = log_unigram(problem.blocks, token_values(graph)).exp()
     result: dict[str, RunningCounts] = {}
     for factor in graph.factors.values():
@@ -164,7 +164,7 @@ def _first_counts(problem: Problem, start: dict[str, Tensor]) -> dict[str, Runni
         uniform = torch.full((child.cardinality,), 1.0 / child.cardinality, dtype=torch.float64)
         prior = problem.smoothing * (uniform if child.latent else frequency + 1e-3 * uniform)
         prior = prior if problem.batch_size is None else prior.clamp(min=LEAST)
-        table = start[name].detach().to(device=problem.device, dtype=problem.dtype)
+        table = start.pop(name).detach().to(device=problem.device, dtype=problem.dtype)  # large
         support = table > -torch.inf if problem.keep_zeros else None
-        result[name] = RunningCounts(table.exp() * weight, prior.to(problem.device), support)
+        result[name] = RunningCounts(table.exp().mul_(weight), prior.to(problem.device), support)
     return result

@@ -100,8 +100,10 @@ class RunningCounts:
         self.total = self.held.sum(0)
         log = self.held.mul(self.scale)
         log += self._added
-        log = log.log_().sub_(self._norm())
-        log = torch.where(self._norm() == -torch.inf, self._uniform, log)
+        norm = self._norm()
+        log = log.log_().sub_(norm)
+        if bool((norm == -torch.inf).any()):
+            log = torch.where(norm == -torch.inf, self._uniform, log)
         return log.movedim(0, -1).contiguous()
 
     def rows(self, tokens: Int[Tensor, "*n"]) -> Float[Tensor, "*n parent"]:

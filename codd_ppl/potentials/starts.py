@@ -18,6 +18,9 @@ from codd_ppl.typing import Float, Int
 
 __all__ = ["Clones", "Clusters", "Given", "RandomStart", "Start"]
 
+AT_ONCE = 1 << 22
+"""Entries of a table that random numbers are drawn for at once."""
+
 ITEMS = 10
 """N-grams for each state that a clustering should have."""
 
@@ -157,33 +160,36 @@ class Clusters:
         self, graph: FactorGraph, blocks: Int[Tensor, "blocks sites"], generator: torch.Generator
     ) -> dict[str, Float[Tensor, "..."]]:
         """Tie or factor name -> log-probabilities over the last axis."""
-        result = RandomStart().tables(graph, blocks, generator)
         holders = {f.scope[1]: f.scope[0] for f in graph.factors.values() if f.order == 2}
         site = {holders[x]: i for i, x in enumerate(graph.tokens) if x in holders}
         sizes = {graph.variables[z].cardinality for z in site if graph.variables[z].latent}
         if len(site) < len(graph.tokens) or len(sizes) != 1:
-            return result
+            return RandomStart().tables(graph, blocks, generator)
         blocks = blocks[torch.randperm(len(blocks), generator=generator)[: self.blocks]].long()
         filled_in = self.states(blocks, token_values(graph), sizes.pop(), generator)
         columns = dict(zip(graph.tokens, blocks.unbind(1), strict=True))
         columns |= {z: filled_in[:, i] for z, i in site.items()}
         counts: dict[str, Tensor] = {}
+        shapes = table_shapes(graph)
         for factor in graph.factors.values():
             if all(v in columns for v in factor.scope):
-                name = factor.tie or factor.name
-                shape, code = result[name].shape, torch.zeros(len(blocks), dtype=torch.int64)
+                name, code = factor.tie or factor.name, torch.zeros(len(blocks), dtype=torch.int64)
                 for v in factor.scope:
                     code = code * graph.variables[v].cardinality + columns[v]
-                found = torch.bincount(code, minlength=shape.numel()).reshape(shape).float()
-                counts[name] = counts[name] + found if name in counts else found
-        for name, value in counts.items():
+                found = counts.setdefault(
+                    name, torch.zeros(shapes[name])
+                )  # large: all that follows is in place
+                found.view(-1).index_add_(0, code, torch.ones(len(code)))
+        for value in counts.values():
             overall = value.flatten(0, -2).sum(0) if value.dim() > 1 else torch.ones_like(value)
             overall = (overall + 1) / (overall + 1).sum()
-            value = value / value.sum(-1, keepdim=True).clamp(min=1)
-            mixed = (self.own * value + (1 - self.own) * overall).log_()
-            noise = torch.randn(mixed.shape, generator=generator)
-            result[name] = mixed.add_(noise, alpha=self.noise).log_softmax(-1)
-        return result
+            value.div_(value.sum(-1, keepdim=True).clamp(min=1)).mul_(self.own)
+            value.add_(overall, alpha=1 - self.own).log_()
+            for rows in value.split(max(1, AT_ONCE // value.shape[-1])) if value.dim() > 1 else (value,):
+                rows.add_(torch.randn(rows.shape, generator=generator), alpha=self.noise)
+                rows.sub_(rows.logsumexp(-1, keepdim=True))
+        others = [name for name in shapes if name not in counts]
+        return counts if not others else RandomStart().tables(graph, blocks, generator) | counts
 
     def states(
         self, blocks: Int[Tensor, "blocks sites"], vocab_size: int, states: int, generator: torch.Generator

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers.context import InContext
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.errors import ConfigError
@@ -50,6 +51,7 @@ def fit_pool(
     batch_size: int = 32,
     penalty: float = 1e-4,
     seed: int = 0,
+    contexts: Int[Tensor, "blocks left"] | None = None,
 ) -> PoolFit:
     """Fit the weights of ``coupling.pool`` to held-out text: minimise the cross-entropy of single masked tokens
 
@@ -65,10 +67,11 @@ def fit_pool(
         batch_size: blocks at a time.
         penalty: of the squared distance from the pure network.
         seed: of the choice of blocks and masks.
+        contexts: (n, any) int64, what the network reads to the left of each block; None: nothing.
 
     Raises:
         ConfigError: the coupling has no pool.
-        ShapeError, TokenError: blocks that don't fit the coupling.
+        ShapeError, TokenError: blocks that don't fit the coupling, or contexts that don't fit the blocks.
     """
     if getattr(coupling, "pool", None) is None:
         raise ConfigError(
@@ -77,7 +80,7 @@ def fit_pool(
     check_blocks(blocks, coupling.sites, coupling.vocab_size)
     pool = cast(LogarithmicPool, coupling.pool)
     with evaluation_mode(denoiser, coupling), torch.no_grad():
-        parts = list(_features(denoiser, coupling, blocks, sites, batch_size, seed))
+        parts = list(_features(denoiser, coupling, blocks, sites, batch_size, seed, contexts))
     features = torch.cat([part[0] for part in parts])  # (rows, 3, vocab)
     shares, target = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     start = pool.weights.new_tensor([1.0, 0.0, 0.0])
@@ -119,6 +122,7 @@ def _features(
     sites: int,
     batch_size: int,
     seed: int,
+    contexts: Tensor | None,
 ) -> Iterator[tuple[Float[Tensor, "rows 3 vocab"], Float[Tensor, "rows knots"], Int[Tensor, "rows"]]]:
     """Log-marginals of network and prior at masked sites, the knots' shares, and the tokens of the text."""
     assert coupling.pool is not None
@@ -130,13 +134,15 @@ def _features(
     ratios = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     ratios = ratios[torch.randperm(count, generator=generator)]
     for start in range(0, count, batch_size):
-        x0 = blocks[order[start : start + batch_size]]
+        some = order[start : start + batch_size]
+        x0 = blocks[some]
         coins = torch.rand(x0.shape, generator=generator, dtype=torch.float64)
         masked = coins < ratios[start : start + batch_size, None]
         masked[torch.arange(len(x0)), coins.argmin(-1)] = True
         x0, masked = x0.to(device), masked.to(device)
         known = ~masked
-        output = network(torch.where(known, x0, network.mask_token_id))
+        reader = network if contexts is None else InContext(network, contexts[some].to(device))
+        output = reader(torch.where(known, x0, network.mask_token_id))
         log_q = output.logits.float().log_softmax(-1)
         potentials = coupling.log_potentials(output.hidden, known)
         prior, alone = coupling.prior_marginals(potentials, torch.where(known, x0, 0), known, log_q.dtype)

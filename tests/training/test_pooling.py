@@ -96,3 +96,22 @@ def test_bad_input_is_refused(text):
         fit_pool(Network(peaked(0), 1.0), coupling, text[:, :5])
     with pytest.raises(ConfigError, match="LogarithmicPool"):
         fit_pool(Network(peaked(0), 1.0), CouplingLayer(GRAPH, VOCAB), text)
+
+
+class Told:
+    """Knows each site by what stands as far into the text before the block."""
+
+    vocab_size, mask_token_id, hidden_size = VOCAB, VOCAB, 1
+
+    def __call__(self, xt: torch.Tensor) -> DenoiserOutput:
+        told = torch.cat((xt[:, :SITES], xt[:, :SITES]), 1)
+        logits = 20.0 * torch.nn.functional.one_hot(told.clamp(max=VOCAB - 1), VOCAB).float()
+        return DenoiserOutput(logits, torch.zeros(*xt.shape, 1))
+
+
+def test_the_network_reads_what_is_before_each_block(text):
+    coupling = CouplingLayer(GRAPH, VOCAB, potentials=peaked(0), pool=LogarithmicPool())
+    fit = fit_pool(Told(), coupling, text, sites=2000, contexts=text)
+    assert max(fit.network) < 1e-4 and min(fit.prior) > 0.05
+    with pytest.raises(ShapeError):
+        fit_pool(Told(), coupling, text, sites=2000, contexts=text.float())
