@@ -119,7 +119,9 @@ def attach(settings: AttachSettings, command: str = "") -> CouplingLayer:
         fit = fit_pool(
             network, coupling, calibration.long(), sites=sites, seed=settings.seed, contexts=before
         )
-        console.print(f"bits per masked token by mask ratio: {fit}")
+        console.print(f"bits per masked token of held-out text at mask ratios {_row(fit.knots)}:")
+        for name in ("network", "prior", "pooled"):
+            console.print(f"  {name}: {_row(getattr(fit, name))}")
     if settings.contextual:
         assert network is not None
         coupling = _contextual(settings, source, network, coupling, train, context, console)
@@ -253,6 +255,10 @@ def _train(
         raise KeyboardInterrupt
     if not trainer.is_global_zero:  # the first process goes on alone
         raise SystemExit(0)
+
+
+def _row(numbers: Sequence[float]) -> str:
+    return "  ".join(f"{number:.2f}" for number in numbers)
 
 
 def _key(settings: AttachSettings, source: Source) -> str:
