@@ -112,14 +112,15 @@ def summary(record: Mapping[str, Any]) -> RenderableType:
     table = Table(
         title=f"NELBO_T, bits per token, {record['text']['blocks']} held-out blocks", box=SIMPLE_HEAD
     )
-    table.add_column("T")
+    table.add_column("T", no_wrap=True)
     for T in steps:
         table.add_column(T, justify="right")
     for name, row in models.items():
         table.add_row(name, *(f"{row['nelbo'][T]['bits_per_token']:.3f}" for T in steps))
     gains = [row["relative_gain"] for row in models["coupled"]["nelbo"].values()]
     table.add_row("coupled: change in %", *(f"{-100 * gain[0]:+.1f}" for gain in gains))
-    table.add_row("  95 % interval", *(f"{-100 * high:+.1f} .. {-100 * low:+.1f}" for _, low, high in gains))
+    table.add_row("  95 %: from", *(f"{-100 * high:+.1f}" for _, _, high in gains))
+    table.add_row("  to", *(f"{-100 * low:+.1f}" for _, low, _ in gains))
     lines = []
     if (same := models["coupled"].get("in_the_same_time")) is not None:
         lines.append(
