@@ -37,7 +37,9 @@ def test_a_topology_takes_less_than_ten_lines() -> None:
 
 
 def test_commands_exist() -> None:
-    commands = [line for block in blocks("bash") for line in block.splitlines() if "codd " in line]
+    commands = [
+        line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines() if "codd " in line
+    ]
     assert len(commands) >= 4
     for line in commands:
         words = shlex.split(line[line.index("codd ") :], comments=True)

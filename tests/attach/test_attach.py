@@ -52,8 +52,16 @@ def test_the_first_stage_never_loads_the_network(
         attach(settings(backbone, texts, tmp_path / "c"))
 
 
+OFTEN = [pytest.mark.slow, pytest.mark.ci]
+
+
 @pytest.mark.parametrize(
-    "how", [{"pool": True}, {"combine": "product", "sharpen": 0.8}, {"topology": "mixture"}]
+    "how",
+    [
+        {"pool": True},
+        pytest.param({"combine": "product", "sharpen": 0.8}, marks=OFTEN),
+        pytest.param({"topology": "mixture"}, marks=OFTEN),
+    ],
 )
 def test_the_report_has_the_model_and_what_it_must_beat(
     backbone: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: dict[str, Any]
@@ -81,7 +89,7 @@ def test_answers_are_written_after_their_prompts(backbone: Path, answers: Path, 
     assert not (tmp_path / "d").exists() and not (tmp_path / "d.work").exists()
 
 
-@pytest.mark.parametrize("reduced", [8, 0])
+@pytest.mark.parametrize("reduced", [8, pytest.param(0, marks=OFTEN)])
 def test_a_contextual_coupling_reads_the_network_s_states(
     backbone: Path, texts: Path, tmp_path: Path, reduced: int
 ) -> None:
