@@ -12,6 +12,7 @@ from codd_ppl.commands.backbone_options import add_backbone_options
 from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
+from codd_ppl.commands.overhead_options import add_overhead_options
 from codd_ppl.errors import CoddError
 
 __all__ = ["main"]
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     bench = commands.add_parser("bench", help="time the inference engine, or the steps of decoding")
-    what = bench.add_subparsers(required=True, metavar="inference | decoding")
+    what = bench.add_subparsers(required=True, metavar="inference | decoding | overhead")
     engine = what.add_parser("inference", help="the inference engine against other libraries")
     engine.add_argument("--quick", action="store_true", help="small sizes, a minute")
     engine.add_argument("--only", help="parts, such as T1,T3,numerics; all if left out")
@@ -102,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     decoding.add_argument("--output", type=Path, help="also write the figures as JSON")
     add_backbone_options(decoding)
     decoding.set_defaults(run=_bench_decoding)
+    overhead = what.add_parser("overhead", help="a coupling beside a network of the shape of LLaDA-8B")
+    add_overhead_options(overhead)
+    overhead.set_defaults(run=_bench_overhead)
     return parser
 
 
@@ -182,3 +186,9 @@ def _bench_decoding(options: argparse.Namespace) -> None:
     from codd_ppl.commands.bench_decoding import run_bench_decoding
 
     run_bench_decoding(options)
+
+
+def _bench_overhead(options: argparse.Namespace) -> None:
+    from codd_ppl.commands.bench_overhead import run_bench_overhead
+
+    run_bench_overhead(options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe_device", "processor"]
+__all__ = ["describe_device", "free_bytes", "processor"]
 
 
 def processor() -> str:
@@ -27,3 +27,14 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"CUDA, {torch.cuda.get_device_name(device)}; host {processor()}, {cores}"
     return f"{device.type.upper()}, {processor()}, {cores}"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had there: of the GPU, or of the host without paging."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

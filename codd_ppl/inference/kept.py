@@ -69,6 +69,10 @@ class Memory:
     def __len__(self) -> int:
         return len(self._found)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._found.clear()
+
     def get(self, tensor: Tensor, key: Hashable, make: Callable[[Tensor], T]) -> T:
         """``make(tensor)``, computed without a graph, or what it gave before.
 

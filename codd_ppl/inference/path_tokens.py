@@ -64,7 +64,7 @@ def sweep_tokens(
         target: log q.
         masked, tokens: where to project, and the values elsewhere.
         sweeps, tolerance: as in :func:`codd_ppl.inference.projection.project`.
-        candidates: as there; only where every token is possible.
+        candidates: as there; only where all masked sites rule out the same tokens, such as the mask, or none.
         first: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
     """
     emission = tables.step(model.emission)
@@ -82,8 +82,10 @@ def sweep_tokens(
     rows = places[:, 1].split(torch.bincount(places[:, 0], minlength=len(order)).tolist())
     semiring, result = LogSemiring(), torch.empty_like(target)
     result[~masked] = 0.0
-    few = candidates is not None and candidates < target.shape[-1] and bool((target > -torch.inf).all())
-    fit = _Candidates(emission.by_child, emission.sums, candidates or 1) if few else _Whole(table)
+    out = None if candidates is None else _ruled_out(target, masked)
+    fit: _Candidates | _Whole = _Whole(table)
+    if candidates is not None and out is not None and candidates < target.shape[-1] - len(out):
+        fit = _Candidates(emission.by_child, emission.sums, candidates, out)
     if first is not None:
         for k, site in enumerate(order):
             if len(rows[k]):
@@ -117,6 +119,14 @@ def sweep_tokens(
     return result
 
 
+def _ruled_out(target: Tensor, masked: Tensor) -> Tensor | None:
+    """The tokens that all masked sites rule out, or None where some rule out others."""
+    if bool((target.amin(-1)[masked] > -torch.inf).all()):
+        return torch.empty(0, dtype=torch.int64, device=target.device)
+    dead = (target == -torch.inf)[masked]
+    return dead[0].nonzero()[:, 0] if bool((dead == dead[0]).all()) else None
+
+
 class _Whole:
     """All tokens of a site: log-weights, the message that goes on, and the smallest cavity."""
 
@@ -139,10 +149,13 @@ class _Candidates:
     """The likeliest tokens of each row one by one, the others as one token whose row of the table is what is left.
 
     Among the others the weight is constant: they have the network's probability together, in the prior's proportions.
+    Tokens that are ruled out at every site are not among them; their weight is 0.
     """
 
-    def __init__(self, table: Tensor, sums: Tensor, count: int) -> None:
-        self.table, self.sums, self.count = table, sums, count
+    def __init__(self, table: Tensor, sums: Tensor, count: int, out: Tensor) -> None:
+        self.table, self.sums, self.count, self.out = table, sums, count, out
+        self.left = sums - table[out].to(sums.dtype).sum(0) if len(out) else sums
+        self.rounding = TINY * sums
         self._room = table.new_empty(
             0, table.shape[1]
         )  # fresh memory for the rows would cost more than reading them
@@ -154,13 +167,14 @@ class _Candidates:
         rows = torch.index_select(self.table, 0, index.flatten(), out=self._room[: index.numel()])
         chosen = rows.view(*index.shape, -1).to(dtype)
         # What is left may be nothing but the rounding of these sums.
-        return chosen, (self.sums - chosen.sum(1)).clamp(min=0) + TINY * self.sums
+        return chosen, (self.left - chosen.sum(1)).clamp(min=0) + self.rounding
 
     def begin(self, log_q: Tensor, weight: Tensor) -> Tensor:
         """The message (rows, states) of log-weights (rows, vocab), those of the others averaged."""
         index = log_q.topk(self.count, sorted=False).indices
-        top = weight.gather(-1, index)
-        mean = (weight.sum(-1, keepdim=True) - top.sum(-1, keepdim=True)) / (log_q.shape[-1] - self.count)
+        top, others = weight.gather(-1, index), log_q.shape[-1] - self.count - len(self.out)
+        weight = weight.index_fill(-1, self.out, 0.0)
+        mean = (weight.sum(-1, keepdim=True) - top.sum(-1, keepdim=True)) / others
         highest = torch.maximum(top.amax(-1, keepdim=True), mean)
         chosen, tail = self._rows(index, log_q.dtype)
         return ((top - highest).exp()[:, None] @ chosen)[:, 0] + (mean - highest).exp() * tail
@@ -173,7 +187,7 @@ class _Candidates:
         cavity = (belief[:, None] @ chosen.mT)[:, 0]
         other = (belief * tail).sum(-1, keepdim=True)
         message = ((share / cavity)[:, None] @ chosen)[:, 0] + rest / other * tail
-        total = (cavity.sum(-1, keepdim=True) + other).log()
+        total = (belief @ self.sums).log()[:, None]
         weight = (rest.log() - other.log() + total).expand(log_q.shape)
-        weight = weight.scatter(-1, index, top - cavity.log() + total)
+        weight = weight.scatter(-1, index, top - cavity.log() + total).index_fill_(-1, self.out, -torch.inf)
         return weight, message, torch.minimum(cavity.amin(), other.amin())

@@ -66,7 +66,8 @@ def project(
         candidates: an approximation for large vocabularies: only so many of the likeliest tokens of a site get the
             network's probabilities, the others together theirs, in the prior's proportions, so that each site costs
             candidates and not vocab rows of the emission table. The law stays proper over the whole vocabulary. It is
-            used along hidden Markov models with a large emission table where nothing is ruled out; else all are fitted.
+            used along hidden Markov models with a large emission table where all sites rule out the same tokens, such
+            as the mask, or none; else all are fitted.
         start: log w to begin with, read at masked sites only; None: w = 1 there. The fixed point is the same. It costs
             a (vocab x states) product for each masked site, as one of the two of a sweep (with ``candidates``:
             candidates rows; the others together begin at the geometric mean of their weights), and in return the first

@@ -46,7 +46,7 @@ class LatentPotentials(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.tables = nn.ParameterDict(
             {
-                self._keys[name]: nn.Parameter(0.5 * torch.randn(shape, generator=generator))
+                self._keys[name]: nn.Parameter(torch.randn(shape, generator=generator).mul_(0.5))
                 for name, shape in table_shapes(graph).items()
             }
         )

@@ -67,7 +67,10 @@ def case(graph, batch=(3,), seed=0, known=0.0, infinite=0.0, dtype=torch.float64
 
 def large(ruled_out):
     """A hidden Markov model of four sites and eight values without evidence, and its known tokens."""
-    this = case(topologies.hidden_markov(4, 8, 3), (4,), 4, known=0.2, infinite=0.2 * ruled_out)
+    this = case(topologies.hidden_markov(4, 8, 3), (4,), 4, known=0.2, infinite=0.2 * (ruled_out is True))
+    if ruled_out == "mask":
+        this.log_q[..., 5] = -math.inf
+        this.log_q = this.log_q.log_softmax(-1)
     return this, this.prior.pop(this.sites).argmax(-1)
 
 
@@ -135,7 +138,7 @@ def test_with_a_start_the_first_sweep_may_be_the_last(name):
 
 
 @pytest.mark.parametrize("candidates", [None, 3, 8])
-@pytest.mark.parametrize("ruled_out", [False, True])
+@pytest.mark.parametrize("ruled_out", [False, True, "mask"])
 def test_known_tokens_as_rows(candidates, ruled_out, monkeypatch):
     """The route for large vocabularies, with its candidates."""
     monkeypatch.setattr(kept, "LARGE", 1)

@@ -531,16 +531,20 @@ def test_known_tokens_as_rows_of_a_contextual_model(own, monkeypatch):
     assert used == ([] if own else [True])
 
 
-def large(vocab: int = 8, ruled_out: bool = False) -> tuple[Case, torch.Tensor]:
-    """A hidden Markov model of four sites, and its known tokens."""
+def large(vocab: int = 8, ruled_out: bool = False, mask: int | None = None) -> tuple[Case, torch.Tensor]:
+    """A hidden Markov model of four sites, and its known tokens; one token, the mask, is ruled out everywhere."""
     graph = topologies.hidden_markov(4, vocab, 3)
     this = case(graph, batch=(4,), seed=4, known=0.2, spread=2.0, infinite=0.1 if ruled_out else 0.0)
+    if mask is not None:
+        this.log_q[..., mask] = -math.inf
+        this.log_q = this.log_q.log_softmax(-1)
     return this, this.prior.pop(this.sites).argmax(-1)
 
 
-def test_candidates_have_their_probabilities_and_the_others_theirs_together(monkeypatch):
+@pytest.mark.parametrize("mask", [None, 2, 7])
+def test_candidates_have_their_probabilities_and_the_others_theirs_together(mask, monkeypatch):
     monkeypatch.setattr(kept, "LARGE", 1)
-    this, tokens = large()
+    this, tokens = large(mask=mask)
     settings = {"sweeps": 60, "tokens": tokens, "candidates": 4}
     log_w = project(compile(this.graph), this.prior, this.sites, this.log_q, ~this.known, **settings)
     clash = this.known[..., None] & (torch.arange(8) != tokens[..., None])
@@ -552,6 +556,9 @@ def test_candidates_have_their_probabilities_and_the_others_theirs_together(monk
     assert float(((found - exact).abs() * (chosen & masked)).max()) < 1e-6
     rest = ((found - exact) * ~chosen).sum(-1).abs() * ~this.known
     assert float(rest.max()) < 1e-6
+    if mask is not None:
+        assert bool((log_w[~this.known][:, mask] == -math.inf).all())
+        chosen[..., mask] = True
     spread = torch.where(chosen, math.nan, log_w)
     high, low = spread.nan_to_num(-math.inf).amax(-1), spread.nan_to_num(math.inf).amin(-1)
     assert torch.equal(high[~this.known], low[~this.known]), "one weight for all others"
@@ -580,5 +587,11 @@ def test_what_the_network_rules_out_stays_so_with_candidates(monkeypatch):
     this, tokens = large(ruled_out=True)
     given = (compile(this.graph), this.prior, this.sites, this.log_q, ~this.known)
     assert torch.equal(project(*given, tokens=tokens, candidates=3), project(*given, tokens=tokens))
+    this, tokens = large(mask=7)
+    given = (compile(this.graph), this.prior, this.sites, this.log_q, ~this.known)
+    assert torch.equal(project(*given, tokens=tokens, candidates=7), project(*given, tokens=tokens))
+    torch.testing.assert_close(
+        project(*given, tokens=tokens, candidates=6), project(*given, tokens=tokens), rtol=1e-5, atol=1e-5
+    )
     with pytest.raises(ConfigError, match="candidates"):
         project(*given, tokens=tokens, candidates=0)
