@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | generate | evaluate | judge | card | explain | bench``."""
+"""The command line: ``codd demo | fit | generate | evaluate | harness | judge | card | explain | bench``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
-from codd_ppl.errors import CoddError
+from codd_ppl.errors import CoddError, ConfigError
 
 __all__ = ["main"]
 
@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["fit"]:
             return _fit(words)
+        if words[:1] == ["harness"]:
+            return _harness(words[1:])
         options = _parser().parse_args(words)
         options.words = words
         return int(options.run(options) or 0)
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
-        required=True, metavar="demo | fit | generate | evaluate | judge | card | explain | bench"
+        required=True, metavar="demo | fit | generate | evaluate | harness | judge | card | explain | bench"
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -53,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
     add_evaluate_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    commands.add_parser("harness", help="lm_eval with the model codd: codd harness --model codd --tasks ..")
 
     judge = commands.add_parser("judge", help="samples under an autoregressive judge of the same text")
     add_judge_options(judge)
@@ -108,6 +112,19 @@ def _fit(words: list[str]) -> int:
     from codd_ppl.training.fit_cli import fit
 
     fit(words)
+    return 0
+
+
+def _harness(words: list[str]) -> int:
+    try:
+        from codd_ppl.evaluation.harness import run_harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise ConfigError(
+            'benchmarks are those of the library lm_eval: install it with pip install "codd-ppl[eval,hf]"'
+        ) from error
+    run_harness(words)
     return 0
 
 

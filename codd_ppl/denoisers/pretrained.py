@@ -48,6 +48,7 @@ class PretrainedDenoiser(nn.Module):
 
     Attributes:
         tokenizer: None where the model came without one.
+        words: the tokenizer as ``transformers`` knows it, with a chat template if it has one; None where there is none.
 
     Raises:
         ConfigError: a mask outside of the vocabulary, or a configuration without a width.
@@ -80,6 +81,7 @@ class PretrainedDenoiser(nn.Module):
         self.model: Any = model.requires_grad_(False)
         self.mask_token_id, self.shift, self.pad_token_id = mask_token_id, shift, pad_token_id
         self.tokenizer = tokenizer
+        self.words: Any = None
         self._takes = inspect.signature(model.forward).parameters
         head = owner.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         self._read: list[Tensor] = []
@@ -149,13 +151,15 @@ class PretrainedDenoiser(nn.Module):
         pad = getattr(config, "pad_token_id", None)
         if pad in (mask, getattr(config, "eos_token_id", None)):  # a token of its own, not padding
             pad = None
-        return cls(
+        network = cls(
             model,
             int(mask),
             shift=kind_of_model in SHIFTED if shift is None else shift,
             pad_token_id=pad,
             tokenizer=getattr(words, "backend_tokenizer", None),
         )
+        network.words = words
+        return network
 
     def forward(self, xt: Int[Tensor, "batch sites"]) -> DenoiserOutput:
         """Logits and hidden states of every site."""
