@@ -33,7 +33,7 @@ from codd_ppl.sampling.texts import alike
 
 __all__ = ["CoDDHarness", "run_harness"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lm_eval.codd_ppl")  # shown as lm_eval shows its own
 
 SLICE = 32
 """Batches of texts that are scored before the cache of ``lm_eval`` hears of them."""

@@ -78,6 +78,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+@pytest.fixture(autouse=True)
+def logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm_eval's command keeps its messages from the root logger, where pytest listens."""
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+
+
 @pytest.fixture
 def make(folders: Path) -> Make:
     def make(**arguments: Any) -> Any:
@@ -272,7 +278,7 @@ def test_a_task_asks_for_another_length_at_the_same_rate(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Four steps for eight tokens in blocks of two: one step a block, however many blocks a task wants."""
-    with caplog.at_level(logging.INFO, logger="codd_ppl"):
+    with caplog.at_level(logging.INFO, logger="lm_eval.codd_ppl"):
         for length, calls in ((8, "4.0"), (4, "2.0"), (12, "6.0")):
             make(block_length=2).generate_until(
                 requests(("the cat sat on the", {**GREEDY, "max_new_tokens": length}))
