@@ -80,8 +80,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm_eval's command keeps its messages from the root logger, where pytest listens."""
+    """lm_eval's command keeps its messages from the root logger, where pytest listens, and adds a handler."""
     monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])
 
 
 @pytest.fixture
@@ -181,6 +182,18 @@ def test_lm_eval_runs_tasks_of_every_kind(folders: Path, tasks: Path) -> None:
         assert "dog" not in text and len(text.split()) <= 6
     likelihoods = [resp[0] for sample in results["samples"]["tiny_choices"] for resp in sample["resps"]]
     assert len(likelihoods) == 8 and all(float(score) < 0 for score, _ in likelihoods)
+
+
+def test_lm_eval_applies_the_chat_template(make: Make, tasks: Path) -> None:
+    results = lm_eval.simple_evaluate(
+        model=make(),
+        tasks=["tiny_texts"],
+        task_manager=lm_eval_tasks.TaskManager(include_path=str(tasks), include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )
+    asked = {sample["arguments"][0][0] for sample in results["samples"]["tiny_texts"]}
+    assert asked == {"the cat sat the", "the dog the", "on the log the"}
 
 
 def test_the_command(
