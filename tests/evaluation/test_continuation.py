@@ -205,6 +205,15 @@ def test_blocks_follow_the_chain_rule(network: Network, coupling: CouplingLayer,
     assert rest < 0 and (steps == 1 or rest != pytest.approx(float(parts[1]), abs=1e-5))
 
 
+def test_the_first_block_goes_on_to_the_end_of_the_graph(network: Network, coupling: CouplingLayer) -> None:
+    """As the block sampler's does, where there is too little text before it to fill the window."""
+    short, whole = (ContinuationScorer(network, coupling, block_length=length) for length in (2, SITES))
+    for given, same in ((0, True), (1, True), (4, False)):
+        text = torch.cat((CONTEXT, CONTEXT))[: max(SITES, given + 3)]
+        scores = [float(scorer.score([text], [given]).log_prob) for scorer in (short, whole)]
+        assert (scores[0] == scores[1]) == same
+
+
 def test_neither_the_batch_nor_its_order_matters(network: Network, coupling: CouplingLayer) -> None:
     texts = [CONTEXT[:n] for n in (6, 2, 5, 1, 6, 3)]
     given = [3, 0, 5, 0, 0, 2]
