@@ -46,7 +46,8 @@ class ContinuationScorer:
 
     The windows are those of :class:`codd_ppl.sampling.BlockSampler` without lookahead: a window of the graph ends where
     its block does and begins with known text. A text shorter than the graph is followed by masks, which stay masked and
-    are summed out. NELBO_T is the T-step bound (DESIGN section 3), whose noise leaves the context alone.
+    are summed out. NELBO_T is the T-step bound (DESIGN section 3), whose noise leaves the context alone: the law is
+    that of ``unmasking="random"`` and joint draws, whatever order a sampler prefers.
 
     T = 1 is exact: one network call and one query of the coupling give log p itself, and the probabilities of all
     continuations of one length, up to a block, sum to one. T > 1 is a lower bound, estimated without bias from draws of

@@ -66,8 +66,9 @@ class CoDDHarness(TemplateLM):
 
     **Likelihoods** are those of the same blocks (:class:`codd_ppl.evaluation.ContinuationScorer`): minus the T-step
     bound of the continuation given its context, T = ``likelihood_steps``; a lower bound on log p, estimated from
-    ``likelihood_draws`` fixed draws of the noise for each block, and exact at T = 1. ``is_greedy`` says whether mode
-    drawing in one step a block writes the continuation. Nothing is put before an empty context.
+    ``likelihood_draws`` fixed draws of the noise for each block, and exact at T = 1. It is about joint draws in random
+    order, whatever ``drawing`` and ``unmasking`` say. ``is_greedy`` says whether mode drawing in one step a block
+    writes the continuation. Nothing is put before an empty context.
 
     The network reads at most ``max_length`` tokens at a time, the last ones; a warning counts the texts that are
     longer. Texts of equal length share a batch, nothing is padded. No special tokens are added to what a task says.
