@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | attach | generate | evaluate | judge | card | explain | bench``."""
+"""The command line: ``codd demo | fit | attach | generate | evaluate | harness | judge | card | explain | bench``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
 from codd_ppl.commands.overhead_options import add_overhead_options
-from codd_ppl.errors import CoddError
+from codd_ppl.errors import CoddError, ConfigError
 
 __all__ = ["main"]
 
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["fit"]:
             return _fit(words)
+        if words[:1] == ["harness"]:
+            return _harness(words[1:])
         options = _parser().parse_args(words)
         options.words = words
         return int(options.run(options) or 0)
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
-        required=True, metavar="demo | fit | attach | generate | evaluate | judge | card | explain | bench"
+        required=True,
+        metavar="demo | fit | attach | generate | evaluate | harness | judge | card | explain | bench",
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -60,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="NELBO_T of a model folder, factorised and coupled")
     add_evaluate_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    commands.add_parser("harness", help="lm_eval with the model codd: codd harness --model codd --tasks ..")
 
     judge = commands.add_parser("judge", help="samples under an autoregressive judge of the same text")
     add_judge_options(judge)
@@ -128,6 +133,19 @@ def _attach(options: argparse.Namespace) -> None:
     from codd_ppl.commands.attach import run_attach
 
     run_attach(options)
+
+
+def _harness(words: list[str]) -> int:
+    try:
+        from codd_ppl.evaluation.harness import run_harness
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise ConfigError(
+            'benchmarks are those of the library lm_eval: install it with pip install "codd-ppl[eval,hf]"'
+        ) from error
+    run_harness(words)
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from rich import print as rich_print
 from codd_ppl.commands.device import named_device
 from codd_ppl.commands.records import check_file, made_by
 from codd_ppl.errors import ConfigError
-from codd_ppl.evaluation.backbone import named_shape
+from codd_ppl.evaluation.backbone_shape import named_shape
 from codd_ppl.evaluation.files import write_whole
 from codd_ppl.evaluation.machine import free_bytes
 from codd_ppl.evaluation.overhead import Overhead, Skipped, overhead_record, overhead_table

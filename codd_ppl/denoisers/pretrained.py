@@ -45,6 +45,7 @@ class PretrainedDenoiser(nn.Module):
     Attributes:
         tokenizer: None where the model came without one.
         positions: the longest text that the model reads; None where its configuration doesn't say.
+        words: the tokenizer as ``transformers`` knows it, with a chat template if it has one; None where there is none.
 
     Raises:
         ConfigError: a mask outside of the vocabulary, or a configuration without a width.
@@ -78,6 +79,7 @@ class PretrainedDenoiser(nn.Module):
         self.model: Any = model.requires_grad_(False)
         self.mask_token_id, self.shift, self.pad_token_id = mask_token_id, shift, pad_token_id
         self.tokenizer = tokenizer
+        self.words: Any = None
         self._takes = inspect.signature(model.forward).parameters
         head = owner.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         self._read: list[Tensor] = []
@@ -121,13 +123,15 @@ class PretrainedDenoiser(nn.Module):
             masked = "AutoModelForMaskedLM" in own or "AutoModel" not in own
             kind = library.AutoModelForMaskedLM if masked else library.AutoModel
             model = read_part(kind, name, **given, config=backbone.config, dtype=dtype or "auto", **settings)
-        return cls(
+        network = cls(
             model,
             backbone.mask_token_id,
             shift=backbone.shift,
             pad_token_id=backbone.pad_token_id,
             tokenizer=backbone.tokenizer,
         )
+        network.words = backbone.words
+        return network
 
     def forward(self, xt: Int[Tensor, "batch sites"]) -> DenoiserOutput:
         """Logits and hidden states of every site.

@@ -2,6 +2,7 @@
 
 from codd_ppl.evaluation.bootstrap import Interval, paired_bootstrap
 from codd_ppl.evaluation.comparison import EquivalentSteps
+from codd_ppl.evaluation.continuation import ContinuationScorer, Scores
 from codd_ppl.evaluation.controls import MarginalsAlone, PriorAlone, Sharpened
 from codd_ppl.evaluation.likelihood import nelbo_table
 from codd_ppl.evaluation.metrics import distinct_n, repetition, token_entropy, word_perplexity
@@ -11,12 +12,14 @@ from codd_ppl.evaluation.table import NelboTable
 from codd_ppl.evaluation.timing import time_network, time_sampling
 
 __all__ = [
+    "ContinuationScorer",
     "EquivalentSteps",
     "Interval",
     "MarginalsAlone",
     "NGramModel",
     "NelboTable",
     "PriorAlone",
+    "Scores",
     "Sharpened",
     "distinct_n",
     "nelbo_table",

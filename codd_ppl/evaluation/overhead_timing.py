@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers.protocol import Denoiser, DenoiserOutput
 from codd_ppl.errors import ConfigError
-from codd_ppl.evaluation.backbone import BackboneShape
+from codd_ppl.evaluation.backbone_shape import BackboneShape
 from codd_ppl.evaluation.footprint import Footprint, footprint
 from codd_ppl.evaluation.overhead import NetworkTime, Overhead, Skipped
 from codd_ppl.evaluation.overhead_variants import Variant

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from codd_ppl.denoisers.protocol import DenoiserOutput
 from codd_ppl.errors import ConfigError
-from codd_ppl.evaluation.backbone import BackboneShape
+from codd_ppl.evaluation.backbone_shape import BackboneShape
 from codd_ppl.typing import Float, Int, Tensor
 
 __all__ = ["ShapeNetwork"]

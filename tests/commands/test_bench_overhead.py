@@ -12,7 +12,7 @@ from codd_ppl.cli import main
 from codd_ppl.commands.bench_overhead import layers_to_run
 from codd_ppl.errors import ConfigError
 from codd_ppl.evaluation import overhead_timing
-from codd_ppl.evaluation.backbone import SHAPES, BackboneShape, named_shape
+from codd_ppl.evaluation.backbone_shape import SHAPES, BackboneShape, named_shape
 from codd_ppl.evaluation.footprint import Footprint, footprint
 from codd_ppl.evaluation.overhead import NetworkTime, Overhead, overhead_record
 from codd_ppl.evaluation.overhead_timing import network_flops, time_overhead
