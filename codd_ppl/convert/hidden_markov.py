@@ -3,8 +3,8 @@
 Checked against PyJuice 2.6.3 and 2.4.1 on a machine without a GPU, with circuits of 3 to 16 states that they built,
 trained and saved: log-likelihoods of their own kernels, run by triton's interpreter, and ours differ by less than 1e-5
 (block sizes 1 to 16, sparse edges, after steps of EM, all three input distributions); so does log p(x_M | x_K) with
-evidence. Not checked: kernels on a GPU, and the authors' own checkpoints, which can't be had where this was written; their
-code names PyJuice 2.4.1 and ``ExternProductCategorical``.
+evidence. Not checked: kernels on a GPU, and the authors' own checkpoints, which couldn't be had; their code names
+PyJuice 2.4.1 and an argument of ``ExternProductCategorical``.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def hidden_markov_from_pyjuice(
 ) -> CouplingLayer:
     """A coupling from a tied hidden Markov model of PyJuice.
 
-    ``combine="product"`` is the law that the article's code samples (arXiv:2603.00045, github.com/liuanji/CoDD: PyJuice
-    with ``extern_product_categorical_mode="unnormalized_ll"``), at temperature 1 and with the prior in every step. Where
-    evidence is normalised state by state (``SoftEvidenceCategorical``, or ``"normalized_ll"``), PyJuice's law is another
-    one, which isn't made here: of such a circuit, too, the prior alone is taken.
+    ``combine="product"`` is the law of the article's code (arXiv:2603.00045, github.com/liuanji/CoDD: PyJuice with
+    ``extern_product_categorical_mode="unnormalized_ll"``), which also sharpens the logits and leaves the circuit out
+    while many tokens are masked. Where evidence is normalised state by state (``SoftEvidenceCategorical``, or
+    ``"normalized_ll"``), PyJuice's law is another one, which isn't made here: the prior alone is taken.
 
     Args:
         path_or_circuit: a .jpc file, which is read without PyJuice and without running anything in it; or a circuit in

@@ -83,8 +83,9 @@ def test_trusted_files_and_other_circuits(tmp_path: Path) -> None:
     juice.save(path, root)
     with pytest.raises(DataError, match=r"different tables of emissions.*homogeneous=False"):
         hidden_markov_from_pyjuice(path)
-    tree = juice.structures.HCLT(torch.randint(VOCAB, (50, SITES)).float(), num_latents=4, num_bins=2)
-    tree.init_parameters()
-    juice.save(path, tree)
-    with pytest.raises(DataError, match="expected a tied hidden Markov model"):
+    tokens = [juice.inputs(i, num_nodes=4, dist=juice.distributions.Categorical(VOCAB)) for i in range(2)]
+    mixture = juice.summate(juice.multiply(*tokens), num_nodes=1)
+    mixture.init_parameters()
+    juice.save(path, mixture)
+    with pytest.raises(DataError, match="found product nodes over 2 vectors of input and 0 of sum nodes"):
         hidden_markov_from_pyjuice(path)
