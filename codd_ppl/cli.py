@@ -1,4 +1,4 @@
-"""The command line: ``codd demo | fit | attach | generate | evaluate | harness | judge | card | explain | bench``."""
+"""The command line: ``codd demo | fit | attach | convert | generate | evaluate | harness | ..``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from codd_ppl.commands.attach_options import add_attach_options
 from codd_ppl.commands.backbone_options import add_backbone_options
+from codd_ppl.commands.convert_options import add_convert_options
 from codd_ppl.commands.evaluate_options import add_evaluate_options
 from codd_ppl.commands.generate_options import add_generate_options
 from codd_ppl.commands.judge_options import add_judge_options
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codd", description="Coupled discrete diffusion.")
     commands = parser.add_subparsers(
         required=True,
-        metavar="demo | fit | attach | generate | evaluate | harness | judge | card | explain | bench",
+        metavar="demo | fit | attach | convert | generate | evaluate | harness | judge | card | explain | bench",
     )
 
     demo = commands.add_parser("demo", help="a small network with and without a coupling: compare, sample")
@@ -55,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     attach = commands.add_parser("attach", help="a coupling for a pretrained network, from your own text")
     add_attach_options(attach)
     attach.set_defaults(run=_attach)
+
+    convert = commands.add_parser("convert", help="a coupling from a hidden Markov model of PyJuice (.jpc)")
+    add_convert_options(convert)
+    convert.set_defaults(run=_convert)
 
     generate = commands.add_parser("generate", help="write text with a model folder")
     add_generate_options(generate)
@@ -146,6 +151,12 @@ def _harness(words: list[str]) -> int:
         ) from error
     run_harness(words)
     return 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from codd_ppl.commands.convert import run_convert
+
+    run_convert(options)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ LAYERS = {
     "potentials": 4,
     "distributions": 5, "coupling_files": 5,
     "coupling": 6,
-    "spanning_tree_coupling": 7, "constraints": 7, "diffusion": 7, "denoisers": 7,
+    "spanning_tree_coupling": 7, "constraints": 7, "convert": 7, "diffusion": 7, "denoisers": 7,
     "model_folder": 8,
     "judge": 9, "sampling": 9,
     "training": 10, "evaluation": 10,
@@ -43,6 +43,7 @@ SEAMS = {
     "transformers": "denoisers/pretrained.py",
     "lm_eval": "evaluation/harness.py",
     "interegular": "constraints/patterns.py",
+    "pyjuice": "convert/pyjuice_library.py",
 }
 # ... or some units alone ...
 UNITS = {"lightning": {"training", "attach", "cli", "demo"}, "pytorch_lightning": set[str]()}
@@ -51,7 +52,7 @@ ONLY = {"graphs": {"networkx", "matplotlib"}}
 
 # Not needed for a core install: inside functions only. The seam of an optional package may import it at
 # the top; then nothing else may import that file at the top.
-OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "sacrebleu"}
+OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "pyjuice", "sacrebleu"}
 OPTIONAL |= {"jax", "dynamax", "torchcrf", "pomegranate"}  # peers of the benchmark
 # Slow to import: inside functions only, but for units that `import codd_ppl` does not load.
 SLOW = {"matplotlib", "torchmetrics"}

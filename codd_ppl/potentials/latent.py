@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codd_ppl.errors import GraphError
+from codd_ppl.errors import GraphError, ShapeError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.kept import MEMORY, keepable
@@ -80,12 +81,28 @@ class LatentPotentials(nn.Module):
             ShapeError, TokenError: blocks that don't fit the graph.
         """
         tables, trace = baum_welch(self.graph, blocks, progress=progress, seed=seed, **settings)
-        with torch.no_grad():
-            for name, key in self._keys.items():
-                self.tables[key].copy_(tables[name])
+        self.start_from(tables)
         if trace.interrupted:
             raise KeyboardInterrupt
         return trace
+
+    @torch.no_grad()
+    def start_from(self, tables: Mapping[str, Float[Tensor, "..."]]) -> None:
+        """Start from tables that are there already.
+
+        Args:
+            tables: tie or factor name -> log-probabilities over the last axis; -inf is impossible.
+
+        Raises:
+            ShapeError: a table is missing, or has another shape.
+        """
+        for name, key in self._keys.items():
+            expected, found = tuple(self.tables[key].shape), tables.get(name)
+            if found is None or tuple(found.shape) != expected:
+                said = "none" if found is None else f"one of {tuple(found.shape)}"
+                raise ShapeError(f"expected a table {name!r} of shape {expected}, found {said}")
+        for name, key in self._keys.items():
+            self.tables[key].copy_(tables[name])
 
 
 def _log_softmax(table: Tensor) -> Tensor:
