@@ -9,17 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from codd_ppl.inference.path_candidates import Candidates, PathMessages, ruled_out, sweep_candidates
 from codd_ppl.inference.path_model import HiddenMarkov, linear_form, scaled
 from codd_ppl.inference.products import times, transposed_times
 from codd_ppl.inference.semirings import LogSemiring
 from codd_ppl.inference.step_tables import KeptTable
-from codd_ppl.inference.tables import Tables
+from codd_ppl.inference.tables import Tables, index
 from codd_ppl.typing import Bool, Float, Int
 
 __all__ = ["sweep_tokens", "usable"]
-
-TINY = 1e-7
-"""Share of a row of sums, or of a site's probability, that is rounding."""
 
 
 def usable(
@@ -58,6 +56,8 @@ def sweep_tokens(
 
         c = (f b) P,     log w = log q - log(c / sum c),     message = (q / c) P^T.
 
+    With candidates it is the sweep of :mod:`codd_ppl.inference.path_candidates`.
+
     Args:
         tables: the prior, for which :func:`usable` holds.
         model: from :func:`codd_ppl.inference.path_projection.hidden_markov`.
@@ -73,23 +73,29 @@ def sweep_tokens(
     move = linear_form(tables.step(model.transition).log[0, 0].T)
     # The scales of the table depend on the state: they count as the latents' evidence.
     own = linear_form(tables.evidence(model.latents) + emission.scale[:, 0, None], -1)
-    latent = own.transpose(0, 1).expand(-1, batch, -1).unbind(0)
+    latents = own.transpose(0, 1).expand(-1, batch, -1)
     # At masked sites the token may be the mask's number, which has no row.
     known = table[tokens.long().masked_fill(masked, 0)].to(tables.dtype)
     message = torch.where(masked[..., None], emission.sums, known)
     messages = list(message[:, order].unbind(1))
     places = masked[:, order].T.nonzero()
     rows = places[:, 1].split(torch.bincount(places[:, 0], minlength=len(order)).tolist())
-    semiring, result = LogSemiring(), torch.empty_like(target)
+    out = None if candidates is None else ruled_out(target, masked)
+    if (
+        candidates is not None
+        and out is not None
+        and candidates < target.shape[-1] - len(out)
+        and len(places)
+    ):
+        where = places[:, 1] * len(order) + index(order, target.device)[places[:, 0]]
+        few = Candidates(emission.by_child, emission.sums, candidates, out, target, where, rows)
+        return sweep_candidates(PathMessages(rows, latents, move, messages), few, sweeps, tolerance, first)
+    semiring, result, latent, fit = LogSemiring(), torch.empty_like(target), latents.unbind(0), _Whole(table)
     result[~masked] = 0.0
-    out = None if candidates is None else _ruled_out(target, masked)
-    fit: _Candidates | _Whole = _Whole(table)
-    if candidates is not None and out is not None and candidates < target.shape[-1] - len(out):
-        fit = _Candidates(emission.by_child, emission.sums, candidates, out)
     if first is not None:
         for k, site in enumerate(order):
             if len(rows[k]):
-                new = fit.begin(target[rows[k], site], first[rows[k], site])
+                new = fit.begin(first[rows[k], site])
                 semiring.watch(new.amin() / max(table.shape))
                 messages[k] = messages[k].index_copy(0, rows[k], new)
         result = first.clone()
@@ -119,21 +125,13 @@ def sweep_tokens(
     return result
 
 
-def _ruled_out(target: Tensor, masked: Tensor) -> Tensor | None:
-    """The tokens that all masked sites rule out, or None where some rule out others."""
-    if bool((target.amin(-1)[masked] > -torch.inf).all()):
-        return torch.empty(0, dtype=torch.int64, device=target.device)
-    dead = (target == -torch.inf)[masked]
-    return dead[0].nonzero()[:, 0] if bool((dead == dead[0]).all()) else None
-
-
 class _Whole:
     """All tokens of a site: log-weights, the message that goes on, and the smallest cavity."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def begin(self, log_q: Tensor, weight: Tensor) -> Tensor:
+    def begin(self, weight: Tensor) -> Tensor:
         """The message (rows, states) of log-weights (rows, vocab), which are used up."""
         return times(weight.sub_(weight.amax(-1, keepdim=True)).exp_(), self.table)
 
@@ -143,51 +141,3 @@ class _Whole:
         least = cavity.amin()
         message = times(log_q.exp().div_(cavity), self.table)
         return log_q.sub_(cavity.div_(cavity.sum(-1, keepdim=True)).log_()), message, least
-
-
-class _Candidates:
-    """The likeliest tokens of each row one by one, the others as one token whose row of the table is what is left.
-
-    Among the others the weight is constant: they have the network's probability together, in the prior's proportions.
-    Tokens that are ruled out at every site are not among them; their weight is 0.
-    """
-
-    def __init__(self, table: Tensor, sums: Tensor, count: int, out: Tensor) -> None:
-        self.table, self.sums, self.count, self.out = table, sums, count, out
-        self.left = sums - table[out].to(sums.dtype).sum(0) if len(out) else sums
-        self.rounding = TINY * sums
-        self._room = table.new_empty(
-            0, table.shape[1]
-        )  # fresh memory for the rows would cost more than reading them
-
-    def _rows(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rows of the table (rows, candidates, states), and what is left of it (rows, states)."""
-        if len(self._room) < index.numel():
-            self._room = self.table.new_empty(index.numel(), self.table.shape[1])
-        rows = torch.index_select(self.table, 0, index.flatten(), out=self._room[: index.numel()])
-        chosen = rows.view(*index.shape, -1).to(dtype)
-        # What is left may be nothing but the rounding of these sums.
-        return chosen, (self.left - chosen.sum(1)).clamp(min=0) + self.rounding
-
-    def begin(self, log_q: Tensor, weight: Tensor) -> Tensor:
-        """The message (rows, states) of log-weights (rows, vocab), those of the others averaged."""
-        index = log_q.topk(self.count, sorted=False).indices
-        top, others = weight.gather(-1, index), log_q.shape[-1] - self.count - len(self.out)
-        weight = weight.index_fill(-1, self.out, 0.0)
-        mean = (weight.sum(-1, keepdim=True) - top.sum(-1, keepdim=True)) / others
-        highest = torch.maximum(top.amax(-1, keepdim=True), mean)
-        chosen, tail = self._rows(index, log_q.dtype)
-        return ((top - highest).exp()[:, None] @ chosen)[:, 0] + (mean - highest).exp() * tail
-
-    def __call__(self, log_q: Tensor, belief: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top, index = log_q.topk(self.count, sorted=False)
-        chosen, tail = self._rows(index, belief.dtype)
-        share = top.exp()
-        rest = (1 - share.sum(-1, keepdim=True)).clamp(min=TINY)
-        cavity = (belief[:, None] @ chosen.mT)[:, 0]
-        other = (belief * tail).sum(-1, keepdim=True)
-        message = ((share / cavity)[:, None] @ chosen)[:, 0] + rest / other * tail
-        total = (belief @ self.sums).log()[:, None]
-        weight = (rest.log() - other.log() + total).expand(log_q.shape)
-        weight = weight.scatter(-1, index, top - cavity.log() + total).index_fill_(-1, self.out, -torch.inf)
-        return weight, message, torch.minimum(cavity.amin(), other.amin())

@@ -13,6 +13,7 @@ import torch
 from codd_ppl import testing
 from codd_ppl.compiler import LoopyBeliefPropagation, compile
 from codd_ppl.errors import ConfigError, IntractableError, PotentialsError
+from codd_ppl.evaluation.footprint import footprint
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.inference import (
     clique_projection,
@@ -20,6 +21,7 @@ from codd_ppl.inference import (
     log_partition,
     marginals,
     native,
+    path_candidates,
     path_projection,
     path_tokens,
     projection,
@@ -580,6 +582,40 @@ def test_more_candidates_are_nearer_to_the_full_sweep_and_all_are_it(monkeypatch
     gaps = [float(divergence(laws[-1], law).sum()) for law in laws]
     assert gaps[0] > gaps[1] > gaps[2] > 1e-4 and abs(gaps[3]) < 1e-6 and gaps[4] == 0.0
     torch.testing.assert_close(laws[3], laws[5], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_tables_of_candidates_are_gathered_for_as_many_sites_as_there_is_room(start, monkeypatch):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    this, tokens = large(mask=2)
+    this.known[:, 1] = True
+    tokens[1:] = 3  # all known there: nothing is gathered
+    first = torch.randn_like(this.log_q) if start else None
+    found = []
+    for room in (1, 4 * 4 * 3 * 2, 1 << 21):
+        monkeypatch.setattr(path_candidates, "ROOM", room)
+        given = (compile(this.graph), this.prior, this.sites, this.log_q, ~this.known)
+        found.append(project(*given, 3, tokens=tokens, candidates=3, start=first))
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
+    assert bool((found[0][:, 1] == 0.0).all())
+
+
+def test_a_site_more_is_few_operations_more(monkeypatch):
+    """On a GPU each is a kernel to start: what can be done for all sites at once isn't done for each."""
+    monkeypatch.setattr(kept, "LARGE", 1)
+    count = []
+    for sites in (6, 16):
+        graph = topologies.hidden_markov(sites, 8, 3)
+        this = case(graph, batch=(2,))
+        tokens = this.prior.pop(this.sites).argmax(-1)
+
+        def sweep(this=this, tokens=tokens) -> None:
+            plan = compile(this.graph)
+            project(plan, this.prior, this.sites, this.log_q, ~this.known, tokens=tokens, candidates=3)
+
+        sweep()
+        count.append(footprint(sweep, torch.device("cpu")).operations)
+    assert count[1] - count[0] <= 10 * 14, count
 
 
 def test_what_the_network_rules_out_stays_so_with_candidates(monkeypatch):
