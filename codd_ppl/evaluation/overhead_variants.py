@@ -34,7 +34,7 @@ class Variant:
 
         With L sites, V tokens, H states, K candidates, and one pass along the path, P = 2 (L - 1) H^2:
 
-            the sweep       2 P + 4 L K H   (4 L V H with all tokens; nothing for a plain product)
+            the sweep       2 P + 4 L (K + 1) H   (4 L V H with all tokens; nothing for a plain product)
             the law         2 L V H         (the fitted evidence times the emissions)
             a joint draw    P
             any order       4 L V H + (2 + turns) P   at most
@@ -47,7 +47,7 @@ class Variant:
         count = each
         if self.coupling.combine == "projected":
             few = self.coupling.candidates
-            count += 2 * along + (2 * each if few is None else 4 * sites * few * states)
+            count += 2 * along + (2 * each if few is None else 4 * sites * (few + 1) * states)
         if isinstance(self.draw, AnyOrder) and self.draw.temperature != 1:
             turns = sites if self.draw.turns is None else self.draw.turns
             return count + 2 * each + (2 + turns) * along
