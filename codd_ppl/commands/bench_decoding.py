@@ -36,7 +36,7 @@ def run_bench_decoding(options: argparse.Namespace) -> None:
     drawings = {name: drawing_method(name) for name in options.drawing}
     device = named_device(options.device)
     folder = options.model or demo_model_path()
-    saved = open_model(folder, options, device)
+    saved = open_model(folder, options, device, tokenizer=False)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:

@@ -19,22 +19,25 @@ from codd_ppl.model_folder import SavedModel, load_model
 __all__ = ["open_model", "source_of"]
 
 
-def open_model(path: Path, options: argparse.Namespace, device: torch.device) -> SavedModel:
+def open_model(
+    path: Path, options: argparse.Namespace, device: torch.device, tokenizer: bool = True
+) -> SavedModel:
     """Network, coupling and tokenizer on a device.
 
     Args:
         path: a model folder, or a folder of a coupling, which names its backbone.
         options: with what :func:`codd_ppl.commands.backbone_options.add_backbone_options` adds.
         device: where to put them.
+        tokenizer: whether one is needed.
 
     Raises:
-        DataError: nothing that can be read there, or no tokenizer.
+        DataError: nothing that can be read there, or no tokenizer where one is needed.
         ConfigError: a coupling without a backbone, or with another one than it was made for.
     """
     source = source_of(path, options)
     if source is None:
         saved = load_model(path)
-        if saved.tokenizer is None:
+        if tokenizer and saved.tokenizer is None:
             raise DataError(f"{path} has no tokenizer.json; save the model with its tokenizer")
         return SavedModel(saved.denoiser.to(device), saved.coupling.to(device), saved.tokenizer, saved.about)
     coupling = CouplingLayer.from_pretrained(path, tokenizer=source.tokenizer).to(device)
