@@ -1,4 +1,4 @@
-"""Folders that are written as a whole: there is never half of one, and never none where one was."""
+"""Folders and files that are written as a whole: there is never half of one, and never none where one was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codd_ppl.errors import ConfigError
 
-__all__ = ["check_target", "whole_folder"]
+__all__ = ["check_target", "whole_file", "whole_folder"]
 
 
 def check_target(path: str | os.PathLike[str], marker: str) -> None:
@@ -60,3 +60,20 @@ def whole_folder(path: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(old)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name beside ``path`` to write to; the file takes its place when the block ends without an error.
+
+    Args:
+        path: where the file goes; folders are made, and a file that is there is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

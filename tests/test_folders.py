@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codd_ppl.errors import ConfigError
-from codd_ppl.folders import check_target, whole_folder
+from codd_ppl.folders import check_target, whole_file, whole_folder
 
 
 def write(path: Path, text: str) -> None:
@@ -63,3 +63,13 @@ def test_an_error_while_they_change_places(
     with pytest.raises(error):
         write(tmp_path / "x", "two")
     assert names(tmp_path) == ["x"] and (tmp_path / "x" / "mark").read_text() == "one"
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as draft:
+        draft.write_text("one")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as draft:
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["file"]

@@ -21,7 +21,7 @@ LAYERS = {
     "typing": 0, "errors": 0, "data": 0,
     "graphs": 1, "folders": 1,
     "compiler": 2,
-    "inference": 3,
+    "inference": 3, "fingerprint": 3,
     "potentials": 4,
     "distributions": 5, "coupling_files": 5,
     "coupling": 6,

@@ -6,7 +6,6 @@ hidden state, reduced to its principal components; in half precision, in shards 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from codd_ppl.denoisers.running import device_of, evaluation_mode
 from codd_ppl.diffusion import noise
 from codd_ppl.diffusion.schedules import LinearSchedule
 from codd_ppl.errors import ConfigError, LogitsError
+from codd_ppl.folders import whole_file
 from codd_ppl.training.blocks import spread_blocks
 from codd_ppl.typing import Float, Int
 
@@ -97,7 +97,8 @@ class FeatureCache:
                     T = self.steps[i % len(self.steps)]
                     own = torch.Generator().manual_seed(self.seed + 1 + i)
                     parts = self._features(denoiser, rows, some, T, reduction, pad_token_id, batch_size, own)
-                    _write(path, {name: torch.cat([p[name] for p in parts]) for name in parts[0]})
+                    with whole_file(path) as draft:
+                        save_file({name: torch.cat([p[name] for p in parts]) for name in parts[0]}, draft)
                 yield i * SHARD + len(some)
 
     def reduction(self) -> Float[Tensor, "hidden reduced"] | None:
@@ -194,7 +195,8 @@ class FeatureCache:
         states = torch.cat(seen)
         values, vectors = torch.linalg.eigh((states - states.mean(0)).T.cov())
         found = vectors[:, values.argsort(descending=True)[: self.reduced]].contiguous()
-        _write(self.path / "reduction.safetensors", {"reduction": found})
+        with whole_file(self.path / "reduction.safetensors") as draft:
+            save_file({"reduction": found}, draft)
         return found
 
 
@@ -219,13 +221,3 @@ def restore(
     others = torch.log1p(-own.clamp(max=1 - 1e-6))
     spread = (rest - others)[..., None] + log_unigram
     return spread.scatter(-1, ids, top).log_softmax(-1)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A whole file or none."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

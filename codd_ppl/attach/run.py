@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from codd_ppl.attach.cached_module import CachedModule
-from codd_ppl.attach.features import FeatureCache
+from codd_ppl.attach.contextual import contextual_coupling
 from codd_ppl.attach.report import report
-from codd_ppl.attach.settings import AttachSettings
+from codd_ppl.attach.settings import AttachSettings, hash_of
 from codd_ppl.attach.source import Source, open_source
 from codd_ppl.attach.token_store import Rows, TokenStore
 from codd_ppl.coupling import CouplingLayer
@@ -25,11 +21,8 @@ from codd_ppl.coupling_files import CONFIG
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.errors import ConfigError
 from codd_ppl.folders import check_target
-from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials
-from codd_ppl.potentials.statistics import log_unigram
 from codd_ppl.training.blocks import spread_blocks
 from codd_ppl.training.pooling import fit_pool
-from codd_ppl.typing import Int, Tensor
 
 __all__ = ["attach"]
 
@@ -44,8 +37,8 @@ TEXT = (
 PRIOR = ("held_out", "topology", "states", "epochs", "batch_size", "smoothing", "seed")
 """... and the prior, too."""
 
-WRITTEN, KEPT = 120.0, 50
-"""Seconds between checkpoints of the prior, and updates between those of the contextual part."""
+WRITTEN = 120.0
+"""Seconds between checkpoints of the prior."""
 
 POOLED = 1 << 28
 """Numbers that the fit of a pool looks at, at most."""
@@ -124,7 +117,7 @@ def attach(settings: AttachSettings, command: str = "") -> CouplingLayer:
             console.print(f"  {name}: {_row(getattr(fit, name))}")
     if settings.contextual:
         assert network is not None
-        coupling = _contextual(settings, source, network, coupling, train, context, console)
+        coupling = contextual_coupling(settings, source, network, coupling, train, context, key, console)
     dtype = torch.float16 if settings.weights == "float16" else None
     notes = _notes(settings, train, command)
     coupling.save_pretrained(settings.out, settings.backbone, source.tokenizer, notes, dtype)
@@ -143,7 +136,7 @@ def _tokens(settings: AttachSettings, source: Source, console: Console) -> tuple
     for name, files in (("train", settings.data), ("held_out", settings.valid_data)):
         if files:
             share = 0.0 if name == "held_out" or settings.valid_data else settings.held_out
-            key = _hash([*about, share, [_stamp(file) for file in files]])
+            key = hash_of([*about, share, [_stamp(file) for file in files]])
             kept[name] = TokenStore(
                 settings.folder / f"tokens-{key}",
                 source.tokenizer,
@@ -175,88 +168,6 @@ def _build(
             bar.update(task, tokens=f"{tokens:,}")
 
 
-def _contextual(
-    settings: AttachSettings,
-    source: Source,
-    network: Denoiser,
-    coupling: CouplingLayer,
-    train: Rows,
-    context: int,
-    console: Console,
-) -> CouplingLayer:
-    """The coupling with evidence of its latents from hidden states, trained on cached features."""
-    steps = [T for T in (2, 4, 8, 16) if settings.length > T] or [1]
-    made = (settings.examples, settings.top_k, settings.reduced, context, settings.seed, settings.dtype)
-    key = _hash([_key(settings, source), made])
-    cache = FeatureCache(
-        settings.folder / f"features-{key}",
-        settings.examples,
-        steps,
-        min(settings.top_k, source.vocab_size),
-        settings.reduced,
-        context,
-        settings.seed,
-    )
-    size = cache.size(settings.length, network.hidden_size)
-    console.print(f"features of {settings.examples:,} blocks: about {size / 1e6:,.0f} MB in {cache.path}")
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("features", total=settings.examples)
-        for done in cache.build(network, train, source.pad_token_id, settings.network_batch):
-            bar.update(task, completed=done)
-    components = cache.components(network.hidden_size)
-    trained = settings.coupling(source.vocab_size, components)
-    _take(trained, coupling)
-    _train(settings, trained, train.blocks, cache, key)
-    reduction = cache.reduction()
-    result = settings.coupling(source.vocab_size, network.hidden_size, 0 if reduction is None else components)
-    state = trained.state_dict()
-    if reduction is not None:
-        state["potentials.reduction"] = reduction
-    result.load_state_dict(state)
-    return result.to(settings.device).eval()
-
-
-def _take(contextual: CouplingLayer, static: CouplingLayer) -> None:
-    """The tables and the pool of a static coupling, which are not trained on."""
-    potentials = cast(ContextualLatentPotentials, contextual.potentials)
-    tables = cast(LatentPotentials, static.potentials)
-    potentials.static.load_state_dict(tables.state_dict())
-    potentials.static.requires_grad_(False)
-    if contextual.pool is not None and static.pool is not None:
-        contextual.pool.load_state_dict(static.pool.state_dict())
-        contextual.pool.requires_grad_(False)
-
-
-def _train(
-    settings: AttachSettings,
-    coupling: CouplingLayer,
-    blocks: Int[Tensor, "n sites"],
-    cache: FeatureCache,
-    key: str,
-) -> None:
-    """Train what isn't frozen, from the last checkpoint if there is one."""
-    unigram = log_unigram(spread_blocks(blocks, 100_000), coupling.vocab_size)
-    module = CachedModule(coupling, unigram, cache)
-    folder = settings.folder / f"contextual-{key}-{settings.updates}-{'gates' if settings.gates else 'plain'}"
-    keep = ModelCheckpoint(dirpath=folder, every_n_train_steps=KEPT, save_last=True, save_top_k=0)
-    trainer = L.Trainer(
-        max_steps=settings.updates,
-        accelerator="cpu" if settings.device == "cpu" else "auto",
-        devices=settings.devices,
-        callbacks=[keep],
-        logger=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        use_distributed_sampler=False,
-    )
-    last = folder / "last.ckpt"
-    trainer.fit(module, ckpt_path=last if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if not trainer.is_global_zero:  # the first process goes on alone
-        raise SystemExit(0)
-
-
 def _row(numbers: Sequence[float]) -> str:
     return "  ".join(f"{number:.2f}" for number in numbers)
 
@@ -264,7 +175,7 @@ def _row(numbers: Sequence[float]) -> str:
 def _key(settings: AttachSettings, source: Source) -> str:
     """A hash of what the prior depends on."""
     files = [_stamp(file) for file in (*settings.data, *settings.valid_data)]
-    return _hash([[getattr(settings, name) for name in (*TEXT, *PRIOR)], files, source.end])
+    return hash_of([[getattr(settings, name) for name in (*TEXT, *PRIOR)], files, source.end])
 
 
 def _stamp(file: str) -> list[Any]:
@@ -273,10 +184,6 @@ def _stamp(file: str) -> list[Any]:
     if not path.is_file():
         return [file]
     return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _notes(settings: AttachSettings, train: Rows, command: str) -> dict[str, Any]:

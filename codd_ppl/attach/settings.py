@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from codd_ppl.attach.examples import Answers, Chat, Conversations, Examples, Texts
 from codd_ppl.coupling import CouplingLayer
@@ -13,7 +14,7 @@ from codd_ppl.errors import ConfigError
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.potentials import ContextualLatentPotentials, LatentPotentials, LogarithmicPool, Potentials
 
-__all__ = ["TOPOLOGIES", "AttachSettings"]
+__all__ = ["TOPOLOGIES", "AttachSettings", "hash_of"]
 
 TOPOLOGIES: dict[str, Callable[[int, int, int], FactorGraph]] = {
     "hidden_markov": topologies.hidden_markov,
@@ -21,6 +22,12 @@ TOPOLOGIES: dict[str, Callable[[int, int, int], FactorGraph]] = {
     "mixture": lambda sites, vocab, states: topologies.star(sites, vocab, states=states),
 }
 """Graphs with latents that a prior is fitted on by expectation maximisation: sites, vocabulary, states."""
+
+
+def hash_of(value: Any) -> str:
+    """A short hash of plain values, for the name of what depends on them."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
 
 LARGE = 8192
 """Vocabularies above it are projected by candidates."""

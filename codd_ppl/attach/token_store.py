@@ -18,6 +18,7 @@ from torch import Tensor
 
 from codd_ppl.attach.examples import Example
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.folders import whole_file
 from codd_ppl.typing import Int
 
 __all__ = ["Rows", "TokenStore"]
@@ -147,12 +148,8 @@ class TokenStore:
 
     def _note(self, done: bool) -> None:
         known = {"lengths": self._lengths, "examples": self._examples, "done": done}
-        draft = self.path / f".progress.{os.getpid()}.tmp"
-        try:
+        with whole_file(self.path / "progress.json") as draft:
             draft.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(draft, self.path / "progress.json")
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _add(self, examples: list[Example]) -> None:
         """Append examples to the files."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from codd_ppl.errors import ConfigError
+from codd_ppl.evaluation.machine import found_device
 
 __all__ = ["named_device"]
 
@@ -13,12 +13,4 @@ def named_device(name: str) -> torch.device:
     Raises:
         ConfigError: it isn't there.
     """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {name}: expected a device of this machine, but {said}; try cpu"
-        ) from error
-    return device
+    return found_device(name, "--device")

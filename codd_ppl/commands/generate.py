@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from codd_ppl import CouplingLayer, FactorGraph, Sampler, constraints, topologies
+from codd_ppl.attach import Source
 from codd_ppl.commands.device import named_device
 from codd_ppl.commands.generate_output import Output, Text, text_output
 from codd_ppl.commands.generate_page import Recorder
@@ -56,13 +57,7 @@ def run_generate(options: argparse.Namespace) -> None:
     device = named_device(options.device)
     saved, source = open_model(options.model, options, device), source_of(options.model, options)
     assert saved.tokenizer is not None
-    if options.chat:
-        if source is None:
-            raise ConfigError(
-                "--chat: expected a coupling of a pretrained network, found a model folder, without a chat template"
-            )
-        options.prompt = [source.chat([{"role": "user", "content": text}]) for text in options.prompt]
-    tasks = read_tasks(options, saved)
+    tasks = read_tasks(options, saved, _user_turn(source) if options.chat else None)
     strings = _stop_strings(options, saved.tokenizer)
     rules: list[StopRule] = [*strings]
     if options.stop_token:
@@ -89,6 +84,19 @@ def run_generate(options: argparse.Namespace) -> None:
     finally:  # Ctrl-C keeps the texts that are whole
         if page is not None and page.texts:
             page.save(options.html, f"codd generate {options.model}")
+
+
+def _user_turn(source: Source | None) -> Callable[[str], str]:
+    """A prompt as the one turn of a conversation, by the network's chat template.
+
+    Raises:
+        ConfigError: a model folder, which has none.
+    """
+    if source is None:
+        raise ConfigError(
+            "--chat: expected a coupling of a pretrained network, found a model folder, without a chat template"
+        )
+    return lambda text: source.chat([{"role": "user", "content": text}])
 
 
 def sampler_of(options: argparse.Namespace, saved: SavedModel) -> Sampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +36,18 @@ class Task:
     given: int
 
 
-def read_tasks(options: argparse.Namespace, saved: SavedModel) -> list[Task]:
+def read_tasks(
+    options: argparse.Namespace, saved: SavedModel, turn: Callable[[str], str] | None = None
+) -> list[Task]:
     """``--samples`` tasks for each prompt, line of a file and template, in the order of the command line's groups.
 
     Without any of them, texts without a beginning. ``--length`` masks follow; by default as many as fill the model's
     sites, but at least half of these after a prompt and none after a template that is longer.
+
+    Args:
+        options: of the command.
+        saved: the model.
+        turn: makes of a prompt, given or from a file, what the network is to read; None: it is read as it is.
 
     Raises:
         ConfigError: a template that isn't one, or nothing to write.
@@ -53,6 +60,7 @@ def read_tasks(options: argparse.Namespace, saved: SavedModel) -> list[Task]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     prompts = [*options.prompt, *(line for path in options.prompt_file for line in _lines(path))]
+    prompts = prompts if turn is None else [turn(prompt) for prompt in prompts]
     found = [(prompt, torch.tensor(encode(prompt), dtype=torch.int64)) for prompt in prompts]
     found += [(template, encode_template(template, encode, mask)) for template in options.template]
     tasks = []

@@ -139,7 +139,7 @@ class Backbone:
 def positions(config: Any) -> int | None:
     """The longest text that a model reads, by its configuration; None where that doesn't say."""
     found = [value for name in POSITIONS if isinstance(value := getattr(config, name, None), int)]
-    return found[0] if found else None
+    return min((value for value in found if value > 0), default=None)
 
 
 def read_part(

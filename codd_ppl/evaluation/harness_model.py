@@ -10,17 +10,16 @@ import torch
 from tokenizers import Tokenizer
 
 from codd_ppl.coupling import CouplingLayer
+from codd_ppl.denoisers.backbone import positions
 from codd_ppl.denoisers.pretrained import PretrainedDenoiser
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.evaluation.machine import found_device
 from codd_ppl.graphs import topologies
 from codd_ppl.model_folder import MODEL, load_model
 from codd_ppl.sampling.extension import extended
 
 __all__ = ["HarnessModel", "load_harness_model"]
-
-LENGTHS = ("max_sequence_length", "max_position_embeddings", "n_positions", "model_length")
-"""What configurations call the largest number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def load_harness_model(
         ConfigError: a coupling for another network or vocabulary, one that can't be so long, settings that a model
             folder doesn't have, or a device that isn't there.
     """
-    where = _device(device)
+    where = found_device(str(device), "device")
     own: CouplingLayer | None = None
     denoiser: Any
     if (Path(backbone) / MODEL).is_file():
@@ -133,17 +132,6 @@ def _unembedding(denoiser: Any) -> Any:
 
 def _max_length(config: Any, words: Any) -> int | None:
     """The smallest that is said; tokenizers say a huge number where they don't know."""
-    said = [getattr(config, name, None) for name in LENGTHS] + [getattr(words, "model_max_length", None)]
+    said = [positions(config), getattr(words, "model_max_length", None)]
     numbers = [value for value in said if isinstance(value, int) and 0 < value < 10**9]
     return min(numbers, default=None)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device: expected a device of this machine, found {name!r}: {str(error).splitlines()[0]}; try cpu"
-        ) from error
-    return device

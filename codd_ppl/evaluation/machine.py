@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe_device", "free_bytes", "processor"]
+from codd_ppl.errors import ConfigError
+
+__all__ = ["describe_device", "found_device", "free_bytes", "processor"]
 
 
 def processor() -> str:
@@ -38,3 +40,23 @@ def free_bytes(device: torch.device) -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def found_device(name: str, setting: str) -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: such as "cuda".
+        setting: what asks for it, for the message.
+
+    Raises:
+        ConfigError: it isn't there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"{setting} {name}: expected a device of this machine, but {str(error).splitlines()[0]}; try cpu"
+        ) from error
+    return device

@@ -117,7 +117,7 @@ def baum_welch(
     start = Clusters() if start is None else start
     file: FitFile | None = None
     if checkpoint is not None:
-        file = FitFile(checkpoint, fit_key(problem, start=start, seed=seed, restarts=restarts, total=total))
+        file = FitFile(checkpoint, fit_key(problem, start, seed=seed, restarts=restarts, total=total))
     saved = None if file is None else file.load(problem, began)
     best = Fit(problem, start, seed, began) if saved is None else saved
     done = len(best.trace.log_likelihood)

@@ -16,8 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.fingerprint import value_text
+from codd_ppl.folders import whole_file
 from codd_ppl.potentials.fit import Fit, Problem
 from codd_ppl.potentials.running_counts import RunningCounts
+from codd_ppl.potentials.starts import Start
 from codd_ppl.potentials.trace import Trace
 
 __all__ = ["FitFile", "fit_key"]
@@ -25,8 +28,11 @@ __all__ = ["FitFile", "fit_key"]
 FORMAT = "codd_ppl fit 1"
 
 
-def fit_key(problem: Problem, **settings: Any) -> str:
-    """A hash of the text and of all that the course of a fit depends on, hexadecimal."""
+def fit_key(problem: Problem, start: Start, **settings: Any) -> str:
+    """A hash of the text and of all that the course of a fit depends on, hexadecimal.
+
+    Of a start that isn't a dataclass, the class alone.
+    """
     digest = hashlib.sha256(
         repr((*problem.graph.variables.values(), *problem.graph.factors.values())).encode()
     )
@@ -36,7 +42,7 @@ def fit_key(problem: Problem, **settings: Any) -> str:
             digest.update(blocks.contiguous().view(torch.uint8).numpy().data)
     names = ("batch_size", "step_power", "smoothing", "tolerance", "dtype", "keep_zeros")
     digest.update(repr([(name, getattr(problem, name)) for name in names]).encode())
-    digest.update(repr(sorted((name, repr(value)) for name, value in settings.items())).encode())
+    digest.update(value_text([type(start).__qualname__, start, settings]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -65,13 +71,8 @@ class FitFile:
             "tables": json.dumps(list(fit.counts)),
             "trace": json.dumps(asdict(fit.trace)),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(self.path) as draft:
             save_file(tensors, draft, metadata=notes)
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def load(self, problem: Problem, began: float) -> Fit | None:
         """The fit as it was saved; None if there is no file.

@@ -14,7 +14,7 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers.context import InContext
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of, evaluation_mode
-from codd_ppl.errors import ConfigError
+from codd_ppl.errors import ConfigError, LogitsError
 from codd_ppl.potentials import LogarithmicPool
 from codd_ppl.potentials.statistics import check_blocks
 from codd_ppl.typing import Float, Int
@@ -71,6 +71,7 @@ def fit_pool(
 
     Raises:
         ConfigError: the coupling has no pool.
+        LogitsError: NaN among the network's logits.
         ShapeError, TokenError: blocks that don't fit the coupling, or contexts that don't fit the blocks.
     """
     if getattr(coupling, "pool", None) is None:
@@ -144,6 +145,11 @@ def _features(
         reader = network if contexts is None else InContext(network, contexts[some].to(device))
         output = reader(torch.where(known, x0, network.mask_token_id))
         log_q = output.logits.float().log_softmax(-1)
+        if bool(log_q.isnan().any()):
+            raise LogitsError(
+                "expected logits without NaN or +inf from the network, found some; nothing was fitted: run it in "
+                "another dtype, such as bfloat16 or float32"
+            )
         potentials = coupling.log_potentials(output.hidden, known)
         prior, alone = coupling.prior_marginals(potentials, torch.where(known, x0, 0), known, log_q.dtype)
         logs = torch.stack((log_q[masked], prior[masked], alone.expand_as(prior)[masked]), dim=1)

@@ -21,10 +21,10 @@ from codd_ppl.coupling import CouplingLayer
 from codd_ppl.denoisers.protocol import Denoiser
 from codd_ppl.denoisers.running import device_of
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.fingerprint import fingerprint
 from codd_ppl.graphs import topologies
 from codd_ppl.sampling import RandomOrder, Sampler
 from codd_ppl.spanning_tree_coupling import SpanningTreeCoupling
-from codd_ppl.training.fingerprint import fingerprint
 from codd_ppl.typing import Int, Tensor
 
 __all__ = ["SampledBlocks"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_killed_in_the_middle_it_ends_the_same(
     calls: int,
 ) -> None:
     asked = {"contextual": True, "blocks": 0, "weights": "float32"}
-    monkeypatch.setattr("codd_ppl.attach.run.KEPT", 2)
+    monkeypatch.setattr("codd_ppl.attach.contextual.KEPT", 2)
     attach(settings(backbone, texts, tmp_path / "whole", **asked))
     real, done = getattr(where, name), []
 
@@ -151,6 +152,36 @@ def test_killed_in_the_middle_it_ends_the_same(
         torch.testing.assert_close(other[key], value, rtol=0, atol=0, msg=key)
     kept = files(tmp_path / "part.work")
     assert kept["mine.txt"] == b"mine" and set(left) <= set(kept)
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(
+    backbone: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CachedModule, "training_step", stopped)
+    words = (
+        f"attach --backbone {backbone} --data {texts} --out {tmp_path / 'c'} --states 4 --length 4 --blocks 0"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    try:  # Lightning ignores further ones while it shuts down
+        assert main([*words.split(), "--contextual", "--examples", "300", "--top-k", "5"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "the same command goes on with" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_heads_trained_in_another_way_are_not_taken(backbone: Path, texts: Path, tmp_path: Path) -> None:
+    found = []
+    for how in ({}, {"pool": True}, {"combine": "product"}, {"updates": 3}):
+        attach(settings(backbone, texts, tmp_path / "c", contextual=True, blocks=0, **how))
+        found.append({path.name for path in (tmp_path / "c.work").iterdir()})
+    assert [len(folders) for folders in found] == [4, 5, 6, 7]  # tokens, prior, features, and one for each
 
 
 def test_the_command_line(
@@ -240,7 +271,7 @@ def attached(backbone: Path, answers: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_coupling_generates_with_its_backbone(
-    backbone: Path, attached: Path, capsys: pytest.CaptureFixture[str]
+    backbone: Path, attached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["generate", str(attached), "--prompt", "a b c", "--length", "6", "--samples", "3", "--jsonl"]
     assert main(words) == 0
@@ -250,6 +281,19 @@ def test_the_coupling_generates_with_its_backbone(
     chats = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(line["prompt"] == "u a b c " for line in chats)  # the test's template
     assert main([*words, "--windows"]) == 0
+    capsys.readouterr()
+    (tmp_path / "prompts.txt").write_text("d e\n")
+    asked = [
+        "generate",
+        str(attached),
+        "--prompt-file",
+        str(tmp_path / "prompts.txt"),
+        "--chat",
+        "--samples",
+        "1",
+    ]
+    assert main([*asked, "--jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "u d e "
 
 
 def test_the_coupling_is_evaluated_with_its_backbone(

@@ -56,6 +56,19 @@ def test_candidates():
         assert len(counts) > 1 and gaps == sorted(gaps, reverse=True) and gaps[-1] < 1e-3
 
 
+def test_overhead():
+    """Measured and extrapolated figures follow from the times beside them, and say where they come from."""
+    data = json.loads((FOLDER / "overhead_cpu.json").read_text(encoding="utf-8"))
+    assert all(data[key] for key in ("command", "date", "device", "versions", "backbone", "layers"))
+    network = {found["batch_size"]: found for found in data["network"]}
+    assert network.keys() >= {1, 8}
+    for row in data["couplings"]:
+        assert row["overhead_measured"] == pytest.approx(row["coupled_step"] / row["step"] - 1)
+        whole = network[row["batch_size"]]["seconds_extrapolated"]
+        assert row["overhead_extrapolated"] == pytest.approx(row["coupling"] / (whole + row["draw"]))
+        assert row["extra_flops"] < 0.005
+
+
 def test_any_order():
     """Every size has the joint draw and every number of turns beside it."""
     data = json.loads((FOLDER / "any_order.json").read_text(encoding="utf-8"))

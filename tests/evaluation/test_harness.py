@@ -475,7 +475,7 @@ def test_chat_templates(make: Make) -> None:
         ({"temperature": 0, "drawing": "joint"}, ConfigError, "temperature: 0 says drawing=mode"),
         ({"unmasking": "best"}, ConfigError, "unmasking: expected one of"),
         ({"drawing": "best"}, ConfigError, "drawing: expected one of"),
-        ({"device": "nowhere"}, ConfigError, "device: expected a device of this machine"),
+        ({"device": "nowhere"}, ConfigError, "device nowhere: expected a device of this machine"),
         ({"backbone": "/nowhere"}, DataError, "expected a masked model of transformers"),
         ({"coupling": "/nowhere"}, DataError, "expected a coupling written by save_pretrained"),
     ],

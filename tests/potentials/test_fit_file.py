@@ -8,7 +8,7 @@ import torch
 
 from codd_ppl import topologies
 from codd_ppl.errors import ConfigError, DataError
-from codd_ppl.potentials import RandomStart, baum_welch
+from codd_ppl.potentials import Given, RandomStart, baum_welch
 from codd_ppl.potentials.fit import Fit
 
 GRAPH = topologies.hidden_markov(7, 5, 4)
@@ -85,6 +85,20 @@ def test_another_fit_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
         baum_welch(GRAPH, text(), **settings | other)
     with pytest.raises(ConfigError, match="another path"):
         baum_welch(GRAPH, text(seed=2), **settings)
+
+
+def test_a_start_from_other_tables_is_refused(tmp_path: Path) -> None:
+    """Also where they differ in what is left out when a large tensor is printed."""
+    graph = topologies.hidden_markov(3, 1200, 2)
+    blocks = torch.randint(1200, (20, 3), generator=torch.Generator().manual_seed(0))
+    tables, _ = baum_welch(graph, blocks, epochs=1, progress=False)
+    other = {name: value.clone() for name, value in tables.items()}
+    other["emission"][0, 600] += 1.0
+    settings = {"epochs": 1, "progress": False, "checkpoint": tmp_path / "fit"}
+    baum_welch(graph, blocks, start=Given(tables), **settings)
+    baum_welch(graph, blocks, start=Given(tables), **settings)
+    with pytest.raises(ConfigError, match="another path"):
+        baum_welch(graph, blocks, start=Given(other), **settings)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ from codd_ppl import (
 from codd_ppl.cli import main
 from codd_ppl.denoisers import DenoiserOutput
 from codd_ppl.errors import ConfigError, DataError
+from codd_ppl.fingerprint import fingerprint
 from codd_ppl.model_folder import load_model, save_model
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 from codd_ppl.training import DistillationDataModule, ModelFolder, SampledBlocks, sampled_blocks
-from codd_ppl.training.fingerprint import fingerprint
 from codd_ppl.training.fit_cli import _names_a_class
 from codd_ppl.training.tokenizer import build_tokenizer
 

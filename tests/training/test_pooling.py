@@ -5,7 +5,7 @@ import torch
 
 from codd_ppl import CouplingLayer, topologies
 from codd_ppl.denoisers import DenoiserOutput
-from codd_ppl.errors import ConfigError, ShapeError
+from codd_ppl.errors import ConfigError, LogitsError, ShapeError
 from codd_ppl.inference import sample
 from codd_ppl.model_folder import load_model, save_model
 from codd_ppl.potentials import LatentPotentials, LogarithmicPool
@@ -115,3 +115,15 @@ def test_the_network_reads_what_is_before_each_block(text):
     assert max(fit.network) < 1e-4 and min(fit.prior) > 0.05
     with pytest.raises(ShapeError):
         fit_pool(Told(), coupling, text, sites=2000, contexts=text.float())
+
+
+def test_logits_that_are_nan_leave_the_pool_as_it_was(text):
+    class Broken(Told):
+        def __call__(self, xt: torch.Tensor) -> DenoiserOutput:
+            return DenoiserOutput(torch.full((*xt.shape, VOCAB), torch.nan), torch.zeros(*xt.shape, 1))
+
+    coupling = CouplingLayer(GRAPH, VOCAB, potentials=peaked(0), pool=LogarithmicPool())
+    before = coupling.pool.weights.detach().clone()
+    with pytest.raises(LogitsError, match="NaN"):
+        fit_pool(Broken(), coupling, text, sites=200)
+    assert torch.equal(coupling.pool.weights, before)

@@ -1,4 +1,4 @@
-"""A hash of a module's weights and settings, so that a changed teacher is noticed."""
+"""What a value is, as a text or a hash: a changed teacher, or another start of a fit, is noticed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from codd_ppl.compiler import ContractionPlan
 from codd_ppl.graphs import FactorGraph
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "value_text"]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -25,13 +25,13 @@ def fingerprint(module: nn.Module) -> str:
     for name, part in module.named_modules():
         settings = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
         digest.update(
-            f"{name}: {type(part).__module__}.{type(part).__qualname__}{_said(settings)}\n".encode()
+            f"{name}: {type(part).__module__}.{type(part).__qualname__}{value_text(settings)}\n".encode()
         )
-    digest.update(_said(dict(module.state_dict())).encode())
+    digest.update(value_text(dict(module.state_dict())).encode())
     return digest.hexdigest()[:32]
 
 
-def _said(value: object) -> str:
+def value_text(value: object) -> str:
     """A text that is the same for equal values; of an object that isn't plain data, its class."""
     match value:
         case None | bool() | int() | float() | complex() | str() | bytes() | torch.dtype():
@@ -42,13 +42,13 @@ def _said(value: object) -> str:
         case FactorGraph():
             return repr((*value.variables.values(), *value.factors.values()))
         case set() | frozenset():
-            return _said(sorted(map(_said, value)))
+            return value_text(sorted(map(value_text, value)))
         case list() | tuple():
-            return f"[{', '.join(map(_said, value))}]"
+            return f"[{', '.join(map(value_text, value))}]"
         case dict():
-            return f"{{{', '.join(sorted(f'{_said(k)}: {_said(v)}' for k, v in value.items()))}}}"
+            return f"{{{', '.join(sorted(f'{value_text(k)}: {value_text(v)}' for k, v in value.items()))}}}"
         case _ if is_dataclass(value) and not isinstance(
             value, type | ContractionPlan
         ):  # the graph makes the plan
-            return _said({f.name: getattr(value, f.name) for f in fields(value)})
+            return value_text({f.name: getattr(value, f.name) for f in fields(value)})
     return type(value).__qualname__
