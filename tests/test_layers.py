@@ -29,7 +29,7 @@ LAYERS = {
     "model_folder": 8,
     "judge": 9, "sampling": 9,
     "training": 10, "evaluation": 10,
-    "attach": 11, "demo": 11, "testing": 11,
+    "attach": 11, "demo": 11, "teaching": 11, "testing": 11,
     "commands": 12,
     "cli": 13, "__main__": 14,
 }  # fmt: skip
@@ -56,7 +56,7 @@ OPTIONAL = {"transformers", "datasets", "huggingface_hub", "lm_eval", "pyjuice",
 OPTIONAL |= {"jax", "dynamax", "torchcrf", "pomegranate"}  # peers of the benchmark
 # Slow to import: inside functions only, but for units that `import codd_ppl` does not load.
 SLOW = {"matplotlib", "torchmetrics"}
-LOADED_LATE = {"training", "evaluation", "attach", "demo", "commands", "cli", "testing"}
+LOADED_LATE = {"training", "evaluation", "attach", "demo", "commands", "cli", "teaching", "testing"}
 
 
 @dataclass(frozen=True)

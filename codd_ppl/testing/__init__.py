@@ -4,6 +4,13 @@ class TestMyGraph(TopologyTestCase):
     graph = topologies.star(4, cardinality=3)
 """
 
+from codd_ppl.testing.joints import (
+    chow_liu_joint,
+    joint_table,
+    kl_divergence,
+    mutual_information_matrix,
+    product_of_marginals,
+)
 from codd_ppl.testing.oracles import (
     MAX_JOINT,
     brute_entropy,
@@ -47,9 +54,14 @@ __all__ = [
     "brute_marginals",
     "brute_mode",
     "chi_square_p_value",
+    "chow_liu_joint",
     "enumerate_log_joint",
     "enumerate_sequences",
     "joint_counts",
+    "joint_table",
+    "kl_divergence",
+    "mutual_information_matrix",
+    "product_of_marginals",
     "random_forest",
     "random_log_potentials",
     "random_loopy_graph",

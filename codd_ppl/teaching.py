@@ -1,0 +1,107 @@
+"""What the notebooks share: one look, figures with a description for those who can't see them, tables as pictures.
+
+``notebooks/`` imports from here, and so may a lecture of your own:
+
+    from codd_ppl import teaching
+
+    teaching.use_style()
+    figure, axes = plt.subplots()
+    teaching.heat_map(axes, joint, rows=["New", "San"], columns=["York", "Diego"])
+    teaching.show(figure, alt="The joint: half New York, half San Diego, nothing else.")
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from codd_ppl.errors import ConfigError, ShapeError
+from codd_ppl.evaluation.card import markdown_table
+from codd_ppl.typing import Float, Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["heat_map", "show", "show_table", "use_style"]
+
+INCH = 80  # pixels on the page
+
+
+def use_style() -> None:
+    """Large fonts; colours, dashes and markers that can be told apart by everyone, and on paper without colours."""
+    from matplotlib import style
+
+    style.use("codd_ppl.slides")
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook with a description (screen readers, HTML export), and close it.
+
+    Raises:
+        ConfigError: a description of fewer than three words.
+    """
+    from IPython.display import Image, display
+    from matplotlib import pyplot
+
+    if len(alt.split()) < 3:
+        raise ConfigError(f"expected alt to say what the figure shows, found {alt!r}; write a sentence")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": ""})
+    width = round(figure.get_figwidth() * INCH)
+    display(Image(data=buffer.getvalue(), format="png", width=width, alt=alt))
+    pyplot.close(figure)
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Display a table; floats with three decimals, everything else as ``str`` says it."""
+    from IPython.display import Markdown, display
+
+    words = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    display(Markdown(markdown_table([list(head), *words])))
+
+
+def heat_map(
+    axes: Axes,
+    table: Float[Tensor, "rows columns"],
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+    form: str | None = ".2f",
+    largest: float | None = None,
+) -> None:
+    """A table of non-negative numbers as a picture, white for 0, each number in its cell.
+
+    Args:
+        axes: where to draw.
+        table: the numbers.
+        rows: labels from top to bottom; none if empty.
+        columns: labels from left to right; none if empty.
+        title: above the picture.
+        form: format of the numbers; None leaves them out (large tables).
+        largest: value of the darkest colour, for pictures that are compared; None: the table's own largest.
+
+    Raises:
+        ShapeError: not a table, or labels that don't fit it.
+    """
+    if table.ndim != 2 or any(
+        len(names) not in (0, size) for names, size in zip((rows, columns), table.shape, strict=True)
+    ):
+        raise ShapeError(
+            f"expected a table with one label per row and column, found shape {tuple(table.shape)} with "
+            f"{len(rows)} and {len(columns)} labels; pass as many, or none"
+        )
+    top = float(table.max()) if largest is None else largest
+    axes.imshow(table.detach().numpy(), vmin=0.0, vmax=top or 1.0, aspect="auto" if form is None else "equal")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(form is None)
+    if title:
+        axes.set_title(title)
+    if form is not None:
+        for i, row in enumerate(table.tolist()):
+            for j, value in enumerate(row):
+                ink = "white" if value > 0.55 * top else "black"
+                axes.text(j, i, f"{value:{form}}", ha="center", va="center", color=ink)
