@@ -16,6 +16,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from codd_ppl.constraints import Constraint
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.evaluation.card import markdown_table
 from codd_ppl.typing import Float, Tensor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["heat_map", "show", "show_table", "use_style"]
+__all__ = ["draw_automaton", "heat_map", "show", "show_table", "use_style"]
 
 INCH = 80  # pixels on the page
 
@@ -105,3 +106,51 @@ def heat_map(
             for j, value in enumerate(row):
                 ink = "white" if value > 0.55 * top else "black"
                 axes.text(j, i, f"{value:{form}}", ha="center", va="center", color=ink)
+
+
+def draw_automaton(axes: Axes, constraint: Constraint, alphabet: str) -> None:
+    """The finite automaton of a constraint: states in a row, arrows with their characters, accepting ones doubled.
+
+    States from which no accepting one can be reached are left out, and the arrows into them.
+
+    Args:
+        axes: where to draw.
+        constraint: of one automaton over the whole text (regex, contains, ..; not a conjunction of spans).
+        alphabet: the characters to show.
+
+    Raises:
+        ConfigError: a constraint of several automata.
+    """
+    from matplotlib.patches import Circle
+
+    if len(constraint.clauses) != 1:
+        raise ConfigError(
+            f"expected a constraint of one automaton, found {len(constraint.clauses)}; draw its parts one by one"
+        )
+    automaton = constraint.clauses[0].automaton
+    places = {int(state): k for k, state in enumerate(automaton.live.nonzero()[0])}
+    arrows: dict[tuple[int, int], str] = {}
+    for state in places:
+        for character in alphabet:
+            following = automaton.following(state, character)
+            if following in places:
+                edge = (places[state], places[following])
+                arrows[edge] = arrows.get(edge, "") + character
+    lowest = -0.3
+    for (a, b), characters in arrows.items():
+        side = 1 if b > a else -1
+        if a == b:
+            start, end, bend, label = (a - 0.1, 0.17), (a + 0.1, 0.17), -2.0, 0.52
+        else:  # an arc that is as high as an eighth of its length, to the right above and to the left below
+            start, end, bend = (a + 0.2 * side, 0.05 * side), (b - 0.2 * side, 0.05 * side), -0.25
+            label = side * (0.17 + 0.125 * abs(b - a))
+        arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.5, "connectionstyle": f"arc3,rad={bend}"}
+        axes.annotate("", end, start, arrowprops=arrow)
+        axes.text((a + b) / 2, label, ", ".join(characters), ha="center", va="center", fontsize=17)
+        lowest = min(lowest, label - 0.12)
+    for state, k in places.items():
+        for radius in (0.18, 0.14)[: 1 + bool(automaton.accepting[state])]:
+            axes.add_patch(Circle((k, 0), radius, facecolor="white", edgecolor="black", lw=1.5))
+        axes.text(k, 0, str(k), ha="center", va="center")
+    axes.set(xlim=(-0.4, len(places) - 0.6), ylim=(lowest, 0.65), aspect="equal")
+    axes.set_axis_off()

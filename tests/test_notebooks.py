@@ -58,7 +58,8 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = read(path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = read(path)
-    NotebookClient(run, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(run, timeout=300, resources=where, coalesce_streams=True).execute()
     nbformat.validate(run)
     for number, cell in enumerate(run.cells):
         assert not streams(cell), f"cell {number} writes to standard error"

@@ -7,7 +7,7 @@ import torch
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
-from codd_ppl import teaching
+from codd_ppl import constraints, teaching
 from codd_ppl.errors import ConfigError, ShapeError
 
 
@@ -72,3 +72,18 @@ def test_heat_map_wants_labels_that_fit() -> None:
         teaching.heat_map(Figure().add_subplot(), torch.zeros(2, 2), ["a"], ["c", "d"])
     with pytest.raises(ShapeError, match="expected a table"):
         teaching.heat_map(Figure().add_subplot(), torch.zeros(2))
+
+
+def test_automaton_is_drawn_without_states_that_lead_nowhere() -> None:
+    axes = Figure().add_subplot()
+    teaching.draw_automaton(axes, constraints.regex("ab*"), "abc")
+    texts = [text.get_text() for text in axes.texts]
+    assert [t for t in texts if t.isdigit()] == ["0", "1"]  # and not the sink
+    assert sorted(t for t in texts if t and not t.isdigit()) == ["a", "b"]
+    assert len(axes.patches) == 3  # the accepting one is doubled
+
+
+def test_automaton_wants_one() -> None:
+    both = constraints.regex("a", span=(0, 1)) & constraints.regex("b", span=(1, 2))
+    with pytest.raises(ConfigError, match="found 2"):
+        teaching.draw_automaton(Figure().add_subplot(), both, "ab")

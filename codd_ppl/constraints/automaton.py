@@ -43,11 +43,15 @@ class Automaton:
                 return live
             live = more
 
+    def following(self, state: int, character: str) -> int:
+        """The state after reading a character."""
+        return int(self.table[state, np.searchsorted(self.starts, ord(character), side="right") - 1])
+
     def accepts(self, text: str) -> bool:
         """Whether the text is in the language."""
         state = 0
         for character in text:
-            state = int(self.table[state, np.searchsorted(self.starts, ord(character), side="right") - 1])
+            state = self.following(state, character)
         return bool(self.accepting[state])
 
     def complement(self) -> Automaton:
