@@ -15,6 +15,7 @@ from codd_ppl.compiler import compile
 from codd_ppl.graphs import topologies
 from codd_ppl.inference import log_partition, native
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci]  # each compiles the loops anew
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no compiler here")
 
 CODE = "from codd_ppl.inference import native; print(native.library() is not None)"

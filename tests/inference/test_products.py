@@ -57,6 +57,8 @@ def test_inverted_sums(size: int) -> None:
     assert ((below <= target + slack) & (target <= above + slack)).all()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_draws_follow_the_law() -> None:
     generator = torch.Generator().manual_seed(0)
     table = torch.rand(2, 1500, 3, generator=generator)

@@ -211,6 +211,8 @@ def test_everything_is_trained_through_the_sweep(kind):
     assert idle == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_it_learns_a_dependence_that_only_the_context_knows():
     """Two fair bits, equal or different as the hidden state says: 1 bit a pair, where a static coupling needs 2."""
     graph = topologies.hidden_markov(2, 2, 4)
