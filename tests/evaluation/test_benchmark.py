@@ -251,8 +251,6 @@ def test_targets_take_the_fastest_rival():
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.slow
-@pytest.mark.ci
 def test_every_part_is_in_the_files(tmp_path, few, monkeypatch, capsys):
     hard = numerics.problems(quick=True)[-1:]
     monkeypatch.setattr(numerics, "problems", lambda quick: hard)
