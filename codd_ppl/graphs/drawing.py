@@ -138,7 +138,8 @@ def draw(
                 color="#444444",
                 ha="center" if level else "right",
                 va="bottom" if level else "center",
-                zorder=5,
+                zorder=2.5,  # over edges, under variables
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
             )
     ax.set_axis_off()
     ax.margins(0.08, 0.25)
