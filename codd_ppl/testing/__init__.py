@@ -6,6 +6,7 @@ class TestMyGraph(TopologyTestCase):
 
 from codd_ppl.testing.joints import (
     chow_liu_joint,
+    forest_joint,
     joint_table,
     kl_divergence,
     mutual_information_matrix,
@@ -57,6 +58,7 @@ __all__ = [
     "chow_liu_joint",
     "enumerate_log_joint",
     "enumerate_sequences",
+    "forest_joint",
     "joint_counts",
     "joint_table",
     "kl_divergence",

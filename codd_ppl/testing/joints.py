@@ -11,12 +11,13 @@ import torch
 from codd_ppl.diffusion.closed_forms import subset_entropies, total_correlation
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, ShapeError
-from codd_ppl.graphs import FactorGraph, topologies
+from codd_ppl.graphs import FactorGraph, properties, topologies
 from codd_ppl.testing.oracles import enumerate_sequences
 from codd_ppl.typing import Float, Tensor
 
 __all__ = [
     "chow_liu_joint",
+    "forest_joint",
     "joint_table",
     "kl_divergence",
     "mutual_information_matrix",
@@ -95,12 +96,33 @@ def chow_liu_joint(joint: Float[Tensor, "..."]) -> tuple[FactorGraph, Float[Tens
             f"expected a joint of at least 2 sites with equally many values, found shape {tuple(joint.shape)}"
         )
     total_correlation(joint)  # its check: a table of probabilities
+    graph = topologies.chow_liu(
+        joint.ndim, joint.shape[0], mutual_information_matrix(joint.double()), tie=False
+    )
+    return graph, forest_joint(joint, graph)
+
+
+def forest_joint(joint: Float[Tensor, "..."], graph: FactorGraph) -> Float[Tensor, "..."]:
+    """The law closest to a joint among those of a forest over the tokens: it has the least KL(joint || law).
+
+    It is prod_i P(x_i) prod_{(i, j) in forest} P(x_i, x_j) / (P(x_i) P(x_j)), with the joint's own marginals of tokens
+    and edges, and KL(joint || law) = TC(joint) - sum of I(X_i; X_j) over the edges.
+
+    Raises:
+        ConfigError: latents, loops, factors of other orders than two, or tokens that don't fit the joint's axes.
+    """
+    cards = tuple(graph.variables[name].cardinality for name in graph.tokens)
+    pairwise = all(factor.order == 2 for factor in graph.factors.values())
+    if graph.latents or not pairwise or not properties.is_forest(graph) or cards != tuple(joint.shape):
+        raise ConfigError(
+            f"expected a forest of pairwise factors over tokens with {tuple(joint.shape)} values, found {graph} with "
+            f"{cards}; with latents or loops the closest law has no closed form"
+        )
     joint, sites = joint.double(), joint.ndim
-    graph = topologies.chow_liu(sites, joint.shape[0], mutual_information_matrix(joint), tie=False)
     law = product_of_marginals(joint)
     for factor in graph.factors.values():
         i, j = (graph.tokens.index(name) for name in factor.scope)
         pair = joint.sum([axis for axis in range(sites) if axis not in (i, j)], keepdim=True)
         apart = pair.sum(i, keepdim=True) * pair.sum(j, keepdim=True)
         law = law * torch.where(apart > 0, pair / apart, 0.0)
-    return graph, law
+    return law
