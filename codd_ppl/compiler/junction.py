@@ -1,9 +1,9 @@
 """The clique tree: how a graph with loops is contracted exactly, at a cost that grows with its treewidth.
 
 The interaction graph is triangulated by eliminating one variable after the other (min-fill or min-weight, Kjaerulff
-1990, "Triangulation of graphs"), the cliques of the result form a tree in which the cliques of any variable hang
-together (Lauritzen and Spiegelhalter 1988, "Local computations with probabilities on graphical structures"), and a
-clique sends its parent one message over the variables that they share.
+1990, "Triangulation of graphs"; where these fail, in the order of declaration), the cliques of the result form a tree in
+which the cliques of any variable hang together (Lauritzen and Spiegelhalter 1988, "Local computations with
+probabilities on graphical structures"), and a clique sends its parent one message over the variables that they share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import prod
 
 from opt_einsum import contract_path, get_symbol
 
-from codd_ppl.compiler.triangulation import Bag, bags_of, eliminate, min_fill, min_weight
+from codd_ppl.compiler.triangulation import Bag, as_declared, bags_of, eliminate, min_fill, min_weight
 from codd_ppl.errors import TreewidthError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import find_cycle, interaction_graph
@@ -161,6 +161,8 @@ def _path(path: tuple[tuple[int, ...], ...]) -> str:
 def clique_tree(graph: FactorGraph, memory_limit: int) -> CliqueTree:
     """Triangulate and build the tree; of two elimination heuristics the one with fewer entries in all is kept.
 
+    Where both are refused, the order of declaration is tried: it is the best one for large grids.
+
     Raises:
         TreewidthError: a clique takes more than ``memory_limit`` bytes per batch element in float32.
     """
@@ -171,16 +173,19 @@ def clique_tree(graph: FactorGraph, memory_limit: int) -> CliqueTree:
         return prod(sizes[v] for v in names)
 
     found: list[tuple[int, list[Bag]]] = []
-    for score in (min_fill, min_weight):
+    refused: list[tuple[str, ...]] = []
+    for score in (min_fill, min_weight, as_declared):
+        if found and score is as_declared:
+            break
         order = eliminate(primal, sizes, score, memory_limit // 4)
         last, around = order[-1]
         if entries((last, *around)) > memory_limit // 4:
-            refused = tuple(v for v in sizes if v == last or v in around)
+            refused.append(tuple(v for v in sizes if v == last or v in around))
             continue
         bags = bags_of(order)
         found.append((sum(entries(b.members) for b in bags), bags))
     if not found:
-        raise TreewidthError(_too_large(graph, refused, sizes, memory_limit))
+        raise TreewidthError(_too_large(graph, min(refused, key=entries), sizes, memory_limit))
     _, bags = min(found, key=lambda item: item[0])
     return CliqueTree(_assemble(graph, bags, sizes))
 

@@ -85,6 +85,11 @@ def test_the_leaves_of_a_star_are_spread_over_cliques():
     assert max(len(c.children) for c in compile(graph).junction.cliques) <= CHILDREN
 
 
+def test_a_grid_that_fits_in_reading_order_is_not_refused():
+    """Min-fill and min-weight find cliques of 11 variables where 9 are enough."""
+    assert compile(topologies.grid(8, 8, 8)).junction.largest.entries == 8**9
+
+
 def test_a_hopeless_graph_is_refused_at_once():
     """The first clique that is too large ends it: no time goes into the rest of a dense graph."""
     graph = FactorGraph.from_networkx(nx.complete_graph(150), cardinality=2)

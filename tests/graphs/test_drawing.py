@@ -8,6 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from codd_ppl.errors import GraphError
 from codd_ppl.graphs import FactorGraph, draw, topologies
 from codd_ppl.graphs.drawing import layout
 
@@ -93,3 +94,30 @@ def test_layout_puts_tokens_in_reading_order_and_latents_above():
     assert all(positions["variable", f"z{i}"][1] > positions["variable", f"x{i}"][1] for i in range(4))
     assert set(positions) == set(graph.to_networkx().nodes)
     assert len(set(positions.values())) == len(positions)  # nothing on top of anything else
+
+
+def test_long_edges_are_arches_over_short_ones():
+    """Edges between tokens, one over the other, don't share a place."""
+    graph = FactorGraph.from_networkx(nx.complete_graph(6), cardinality=2)
+    positions = layout(graph)
+    assert positions["factor", "x0,x5"][1] > positions["factor", "x1,x4"][1] > positions["factor", "x2,x3"][1]
+    assert len(set(positions.values())) == len(positions)
+
+
+def test_letters_grow_with_the_room():
+    graph = topologies.chain(6, 2)
+    large, small = (
+        draw(graph, ax=Figure(figsize=(width, 3)).add_subplot()).texts[0].get_fontsize() for width in (11, 4)
+    )
+    assert large > 14 and large > 1.5 * small
+
+
+def test_positions_of_ones_own():
+    graph = topologies.grid(2, 2, 2)
+    square = {"x0": (0.0, 1.0), "x1": (1.0, 1.0), "x2": (0.0, 0.0), "x3": (1.0, 0.0)}
+    assert layout(graph, square)["factor", "x0,x2"] == (0.0, 0.5)
+    assert sorted(map(tuple, markers(draw(graph, positions=square))[0].get_offsets())) == sorted(
+        square.values()
+    )
+    with pytest.raises(GraphError, match="none for 'x3'"):
+        draw(graph, positions={name: square[name] for name in ("x0", "x1", "x2")})
