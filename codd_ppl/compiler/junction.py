@@ -1,8 +1,8 @@
 """The clique tree: how a graph with loops is contracted exactly, at a cost that grows with its treewidth.
 
 The interaction graph is triangulated by eliminating one variable after the other (min-fill or min-weight, Kjaerulff
-1990, "Triangulation of graphs"; where these fail, in the order of declaration), the cliques of the result form a tree in
-which the cliques of any variable hang together (Lauritzen and Spiegelhalter 1988, "Local computations with
+1990, "Triangulation of graphs"; where these fail, in the order of declaration), the cliques of the result form a
+tree in which the cliques of any variable hang together (Lauritzen and Spiegelhalter 1988, "Local computations with
 probabilities on graphical structures"), and a clique sends its parent one message over the variables that they share.
 """
 
