@@ -166,7 +166,7 @@ class ReverseProcess:
                 pyro.module(f"{self.name}.{part}", module)
             for name, parameter in module.named_parameters():
                 key = f"{self.name}.{part}$$${name}"
-                if key in store and store[key].data_ptr() != parameter.data_ptr():
+                if parameter.requires_grad and key in store and store[key].data_ptr() != parameter.data_ptr():
                     raise ConfigError(
                         f"expected the parameter store to hold this {part}'s {name}, found another tensor under "
                         f"{key!r}, so that Pyro would train the wrong one; call pyro.clear_param_store(), or "

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codd_ppl.errors import GraphError, ShapeError
+from codd_ppl.errors import GraphError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.kept import MEMORY, keepable
 from codd_ppl.potentials.baum_welch import baum_welch
-from codd_ppl.potentials.table import table_shapes
+from codd_ppl.potentials.table import fill_tables, table_shapes
 from codd_ppl.potentials.trace import Trace
 from codd_ppl.typing import Float, Int
 
@@ -86,7 +86,6 @@ class LatentPotentials(nn.Module):
             raise KeyboardInterrupt
         return trace
 
-    @torch.no_grad()
     def start_from(self, tables: Mapping[str, Float[Tensor, "..."]]) -> None:
         """Start from tables that are there already.
 
@@ -96,13 +95,7 @@ class LatentPotentials(nn.Module):
         Raises:
             ShapeError: a table is missing, or has another shape.
         """
-        for name, key in self._keys.items():
-            expected, found = tuple(self.tables[key].shape), tables.get(name)
-            if found is None or tuple(found.shape) != expected:
-                said = "none" if found is None else f"one of {tuple(found.shape)}"
-                raise ShapeError(f"expected a table {name!r} of shape {expected}, found {said}")
-        for name, key in self._keys.items():
-            self.tables[key].copy_(tables[name])
+        fill_tables({name: self.tables[key] for name, key in self._keys.items()}, tables)
 
 
 def _log_softmax(table: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from codd_ppl.errors import ConfigError, GraphError
+from codd_ppl.errors import ConfigError, GraphError, ShapeError
 from codd_ppl.graphs import FactorGraph
 from codd_ppl.potentials.statistics import check_blocks, log_unigram, pointwise_mutual_information
 from codd_ppl.typing import Float, Int
 
-__all__ = ["LARGEST_TABLE", "Potentials", "TablePotentials", "table_shapes"]
+__all__ = ["LARGEST_TABLE", "Potentials", "TablePotentials", "fill_tables", "table_shapes"]
 
 LARGEST_TABLE = 1 << 28
 """Entries of a table above which it is refused: a vocabulary squared needs another kind of potential."""
@@ -153,6 +154,35 @@ class TablePotentials(nn.Module):
         with torch.no_grad():
             self.unigram.copy_(unigram)
         return found
+
+    def start_from(self, tables: Mapping[str, Float[Tensor, "..."]]) -> None:
+        """Start from tables that are there already, instead of counts: hand-made ones, or those of another coupling.
+
+        ``evidence`` stays as it is: zeros, unless :meth:`init_from_corpus` set the frequencies of a text.
+
+        Args:
+            tables: tie or factor name -> log-potentials; -inf is impossible (a hard constraint, to be kept frozen).
+
+        Raises:
+            ShapeError: a table is missing, or has another shape.
+        """
+        fill_tables({name: self.tables[key] for name, key in self._keys.items()}, tables)
+
+
+@torch.no_grad()
+def fill_tables(mine: Mapping[str, Tensor], given: Mapping[str, Float[Tensor, "..."]]) -> None:
+    """Copy given tables into one's own, all or none.
+
+    Raises:
+        ShapeError: a table is missing, or has another shape.
+    """
+    for name, table in mine.items():
+        expected, found = tuple(table.shape), given.get(name)
+        if found is None or tuple(found.shape) != expected:
+            said = "none" if found is None else f"one of {tuple(found.shape)}"
+            raise ShapeError(f"expected a table {name!r} of shape {expected}, found {said}")
+    for name, table in mine.items():
+        table.copy_(given[name])
 
 
 def _users(graph: FactorGraph, name: str) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ class TestMyGraph(TopologyTestCase):
     graph = topologies.star(4, cardinality=3)
 """
 
+from codd_ppl.testing.exact_marginals import ExactMarginals
 from codd_ppl.testing.joints import (
     chow_liu_joint,
     forest_joint,
@@ -40,6 +41,7 @@ from codd_ppl.testing.query_oracles import (
 from codd_ppl.testing.topology_case import TopologyTestCase
 
 __all__ = [
+    "ExactMarginals",
     "MAX_JOINT",
     "TopologyTestCase",
     "brute_condition",

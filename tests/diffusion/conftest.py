@@ -10,7 +10,7 @@ from torch import nn
 
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.graphs import topologies
-from codd_ppl.testing import chi_square_p_value, enumerate_sequences
+from codd_ppl.testing import ExactMarginals, chi_square_p_value, enumerate_sequences
 
 
 class TableDistribution:
@@ -61,23 +61,6 @@ class TinyDenoiser(nn.Module):
         one_hot = nn.functional.one_hot(xt, self.vocab_size + 1).to(self.weight.dtype).flatten(-2)
         logits = (one_hot @ self.weight).reshape(*xt.shape, self.vocab_size)
         return SimpleNamespace(logits=logits, hidden=None)
-
-
-class ExactMarginals(nn.Module):
-    """The best factorised network of a joint: log p(x_i | x_K) at every site, by enumeration."""
-
-    def __init__(self, joint):
-        super().__init__()
-        self.vocab_size, self.sites, self.mask_token_id = joint.shape[0], joint.ndim, joint.shape[0]
-        self.states = enumerate_sequences(self.vocab_size, self.sites)
-        self.register_buffer("joint", joint.flatten())
-        self.register_buffer("one_hot", nn.functional.one_hot(self.states, self.vocab_size).to(joint.dtype))
-
-    def forward(self, xt):
-        known = xt != self.mask_token_id
-        agrees = ((xt.unsqueeze(-2) == self.states) | ~known.unsqueeze(-2)).all(-1)
-        weights = torch.einsum("...s,siv->...iv", agrees * self.joint, self.one_hot)
-        return SimpleNamespace(logits=weights.log(), hidden=None)
 
 
 def coupling_of(kind, vocab, sites, combine, dtype, spread):

@@ -307,6 +307,16 @@ def test_a_frozen_network_is_no_parameter(real):
     assert all(name.startswith("reverse.coupling") for name in pyro.get_param_store())
 
 
+def test_a_frozen_model_runs_beside_one_that_is_trained_under_the_same_name(real):
+    denoiser, coupling = real("hidden_markov")
+    ReverseProcess(denoiser, coupling, 2).model(STATES)
+    frozen = [module.requires_grad_(False) for module in real("hidden_markov")]
+    draws = ReverseProcess(*frozen, 2).predictive(3)()["x_0"]
+    assert draws.shape == (3, 1, 3)
+    registered = {id(pyro.param(name).unconstrained()) for name in pyro.get_param_store()}
+    assert registered == {id(parameter) for parameter in [*denoiser.parameters(), *coupling.parameters()]}
+
+
 def test_coupled_outputs_are_sites_of_a_program_of_your_own(real):
     """A CoupledCategorical as a latent and an observed site beside the process's own."""
     denoiser, coupling = real("hidden_markov")

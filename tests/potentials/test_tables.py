@@ -232,3 +232,31 @@ def test_without_smoothing_what_never_occurs_is_impossible():
     assert found["edge"] == pytest.approx(math.log(3))
     with pytest.raises(ConfigError, match="pseudo_count >= 0"):
         potentials.init_from_corpus(blocks, pseudo_count=-1.0)
+
+
+def test_given_tables_are_copied_all_or_none():
+    """A running parity of three bits: hand-made tables over latents, which counts can't start."""
+    graph = FactorGraph()
+    for i in range(3):
+        graph.add_variable(f"x{i}", 2)
+        graph.add_variable(f"z{i}", 2, latent=True)
+    graph.add_factor(("z0", "x0"), name="first")
+    for i in (1, 2):
+        graph.add_factor((f"z{i - 1}", f"z{i}", f"x{i}"), tie="running")
+    graph.add_factor(("z2",), name="even")
+    z, y, x = torch.meshgrid(*[torch.arange(2)] * 3, indexing="ij")
+    tables = {
+        "first": torch.eye(2).log(),
+        "running": (y == z ^ x).float().log(),
+        "even": torch.tensor([0.0, -math.inf]),
+    }
+    potentials = TablePotentials(graph)
+    before = {name: table.clone() for name, table in potentials().items()}
+    for wrong in ({**tables, "even": torch.zeros(3)}, {name: tables[name] for name in ("first", "running")}):
+        with pytest.raises(ShapeError, match="expected a table 'even' of shape"):
+            potentials.start_from(wrong)
+    assert all(torch.equal(table, before[name]) for name, table in potentials().items())
+    potentials.start_from(tables)
+    assert all(torch.equal(table, tables[name]) for name, table in potentials().items())
+    assert potentials.evidence().tolist() == [0.0, 0.0]
+    assert log_partition(compile(graph), potentials()).item() == pytest.approx(math.log(4))
