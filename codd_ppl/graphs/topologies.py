@@ -144,7 +144,8 @@ def grid(rows: int, columns: int, cardinality: int, tie: bool = True) -> FactorG
     """Tokens on a grid in reading order, row by row, each coupled with its right and lower neighbour.
 
     Tables are tied by direction, ``right`` and ``down``; ``tie=False`` gives each edge its own. The treewidth is the
-    smaller of the two sides, so exact inference costs cardinality ** (min(rows, columns) + 1).
+    smaller of the two sides, so exact inference costs about cardinality ** (min(rows, columns) + 1) for each token;
+    with few values and from seven rows on an order with fewer and larger cliques may be taken.
     """
     if rows < 1 or columns < 1:
         raise GraphError(f"grid: expected rows >= 1 and columns >= 1, found {rows} and {columns}")
