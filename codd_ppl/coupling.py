@@ -177,7 +177,8 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
             )
         else:  # without a pass over the vocabulary of all sites
             log_q = logits.log_softmax(-1)
-            log_q[known] = 0.0
+            if self.pool is None:  # else it says 0 there
+                log_q[known] = 0.0
         potentials = self.log_potentials(hidden, known)
         if not self.warm_starts:
             plain = not self.plan.factors
@@ -267,12 +268,10 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         start = cast(Potentials, self.potentials).evidence()
         if path is not None and start is None:
-            given, none = path.marginals, path.unconditional().marginals
+            given, none = path.log_marginals, path.unconditional().log_marginals
             if given is not None and none is not None:
                 shape = (*known.shape, self.vocab_size)
-                return given.log().reshape(shape), none[0].log() if len(none) == 1 else none.log().reshape(
-                    shape
-                )
+                return given.reshape(shape), none[0] if len(none) == 1 else none.reshape(shape)
         flat = (
             torch.zeros(self.vocab_size, dtype=dtype, device=known.device)
             if start is None

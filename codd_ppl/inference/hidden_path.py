@@ -89,20 +89,21 @@ class HiddenPath:
             if recorded or log_evidence.dtype != model.emit.dtype:
                 return None
         batch = prod(known.shape[:-1])
-        free, weight = ~known.reshape(batch, -1), None
-        if log_evidence is None:
-            said = model.emit.sum(1).expand(*free.shape, -1)
-        else:
-            weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1)
-            said = weight @ model.tokens
-            if not bool(torch.isfinite(said).all()):
-                return None
-        if tokens is None:
-            value, said = torch.zeros_like(free, dtype=torch.int64), said.contiguous()
-        else:
+        free, weight = (~known).reshape(batch, -1).contiguous(), None
+        value = torch.zeros_like(free, dtype=torch.int64)
+        if tokens is not None:
             value = tokens.reshape(batch, -1).long().masked_fill(free, 0).contiguous()
+        if log_evidence is None:
+            read = value if tokens is None else (value + 1).masked_fill(free, 0)
+            said = model.messages.index_select(0, read.flatten()).view(*free.shape, -1)
+            return cls(model, value, free, None, said)
+        weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1).contiguous()
+        said = weight @ model.tokens
+        if not bool(torch.isfinite(said).all()):
+            return None
+        if tokens is not None:
             said = torch.where(free[..., None], said, model.tokens[value])
-        return cls(model, value, free.contiguous(), weight, said)
+        return cls(model, value, free, weight, said)
 
     @property
     def _limit(self) -> float:
@@ -128,21 +129,30 @@ class HiddenPath:
     @cached_property
     def left(self) -> Float[Tensor, "batch sites states"] | None:
         """Messages from the left."""
-        return self.ahead if self.ahead is not None else self._to_the_right(None, None)
+        return self.ahead if self.ahead is not None else self._to_the_right()
+
+    @cached_property
+    def free_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
+        """Probabilities of each free token's values; all 1 where the token is known."""
+        if self.right is None:
+            return None
+        cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
+        if self._to_the_right(cavity, self.weight) is None:
+            return None
+        return cavity if self.weight is None else torch.where(self.free[..., None], cavity * self.weight, 1.0)
 
     @cached_property
     def marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
         """Probabilities of each token's values, one-hot where known."""
-        if self.right is None:
+        if (found := self.free_marginals) is None:
             return None
-        cavity = self.said.new_zeros(*self.free.shape, self.model.emit.shape[1])
-        if self._to_the_right(None, cavity) is None:
-            return None
-        cavity = cavity if self.weight is None else cavity.mul_(self.weight)
-        total = cavity.sum(-1, keepdim=True)
-        return cavity.div_(total.clamp_(min=self._limit)).scatter_add_(
-            -1, self.tokens[..., None], (~self.free)[..., None].to(cavity)
-        )
+        one_hot = torch.zeros_like(found).scatter_(-1, self.tokens[..., None], 1.0)
+        return torch.where(self.free[..., None], found, one_hot)
+
+    @cached_property
+    def log_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
+        """Logarithms of the free tokens'; 0 where known, as -inf takes the logarithm ten times as long."""
+        return None if self.free_marginals is None else self.free_marginals.log()
 
     def unconditional(self) -> HiddenPath:
         """The law with nothing known and without evidence of the tokens: of one sequence, as all are alike then, or of
@@ -153,7 +163,7 @@ class HiddenPath:
         if found is None:
             rows = len(self.model.latent)
             tokens, free = torch.zeros_like(self.tokens[:rows]), torch.ones_like(self.free[:rows])
-            said = self.model.emit.sum(1).expand(rows, *self.said.shape[1:]).contiguous()
+            said = self.model.messages[0].expand(rows, *self.said.shape[1:]).contiguous()
             found = HiddenPath(self.model, tokens, free, None, said)
             self.model.memory["unconditional"] = found
         return found
@@ -168,7 +178,7 @@ class HiddenPath:
         """The I-projection onto these marginals at the free sites, as :func:`codd_ppl.inference.projection.project`.
 
         Args:
-            log_targets: log q, normalised.
+            log_targets: log q, normalised; 0 where the token is known.
             sweeps, tolerance: as there.
             start: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
         """
@@ -190,14 +200,13 @@ class HiddenPath:
             if now.right is None:
                 return None
             said, cavity = now.said.clone(), torch.ones_like(quotient)
-            left = now._to_the_right(quotient, cavity, said)
+            left = now._to_the_right(cavity, own, quotient, said)
             if left is None:
                 return None
-            total = (cavity if own is None else cavity * own).sum(-1, keepdim=True)
-            fitted = log_targets - (cavity / total).log_()
+            fitted = log_targets - cavity.log()
             if own is not None and possible is not None:
-                fitted = torch.where(possible, fitted - own.log(), -torch.inf)
-            before, weights = weights, torch.where(free, fitted, 0.0)
+                fitted = torch.where(free, torch.where(possible, fitted - own.log(), -torch.inf), 0.0)
+            before, weights = weights, fitted
             now = replace(self, said=said, ahead=left, log_weights=weights, weight=quotient / cavity)
             if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
                 break
@@ -266,14 +275,19 @@ class HiddenPath:
         return min(native.call_each(name, [part(slice(*bounds)) for bounds in parts]))
 
     def _to_the_right(
-        self, quotient: Tensor | None, cavity: Tensor | None, said: Tensor | None = None
+        self,
+        cavity: Tensor | None = None,
+        weight: Tensor | None = None,
+        quotient: Tensor | None = None,
+        said: Tensor | None = None,
     ) -> Tensor | None:
         """Messages from the left; cavities and the tokens' new messages are written where they are given."""
         (_, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
         left, message = torch.empty_like(self.said), self.said if said is None else said
 
         def part(some: slice) -> Arguments:
-            cut = [None if t is None else t[some] for t in (None if cavity is None else self.right, quotient)]
+            given = (None if cavity is None else self.right, weight, quotient)
+            cut = [None if t is None else t[some] for t in given]
             count = len(self.said[some])
             return (
                 sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(some),

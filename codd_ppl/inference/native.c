@@ -212,6 +212,14 @@ static inline REAL NAME(largest)(const REAL *x, int64_t n) {
     return top;
 }
 
+/* The sum of x[i] w[i], w NULL: of x[i]. */
+static inline REAL NAME(sum)(const REAL *x, const REAL *w, int64_t n) {
+    REAL total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) total += w ? x[i] * w[i] : x[i];
+    return total;
+}
+
 static inline void NAME(divide)(REAL *x, REAL by, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] /= by;
@@ -237,6 +245,42 @@ static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] - top;
     NAME(exponentiate)(out, n);
     return top;
+}
+
+/* Logarithmic pools (see potentials/pool.py) at the masked sites of (batch, sites, v), 0 at the others: a network + b prior +
+ * c alone, normalised; -inf where network or prior are, the network's where that is everywhere. (a, b, c) go from (1, 0, 0)
+ * where nothing is masked through `count` free ones (count, 3) at the knots (0, .., count) of the masked share. each: stride
+ * of alone between batch elements. room: v. */
+void NAME(pool)(int64_t batch, int64_t sites, int64_t v, int64_t count, const REAL *knots, const REAL *weights,
+                const uint8_t *masked, const REAL *network, const REAL *prior, const REAL *alone, int64_t each, REAL *out,
+                REAL *room) {
+    const REAL none = -__builtin_inf();
+    for (int64_t b = 0; b < batch; b++) {
+        int64_t left = 0;
+        for (int64_t s = 0; s < sites; s++) left += masked[b * sites + s];
+        REAL w[3] = {1, 0, 0};
+        for (int64_t k = 0; k < count; k++) {
+            const REAL way = ((REAL)left / sites - knots[k]) / (knots[k + 1] - knots[k]);
+            const REAL share = way < 0 ? 0 : way > 1 ? 1 : way;
+            for (int64_t j = 0; j < 3; j++) w[j] = (1 - share) * w[j] + share * weights[k * 3 + j];
+        }
+        for (int64_t s = 0; s < sites; s++) {
+            const int64_t at = (b * sites + s) * v;
+            const REAL *q = network + at, *p = prior + at, *r = alone + b * each + s * v;
+            REAL *own = out + at;
+            if (!masked[b * sites + s]) {
+                memset(own, 0, sizeof(REAL) * v);
+                continue;
+            }
+#pragma omp simd
+            for (int64_t i = 0; i < v; i++)
+                own[i] = q[i] + p[i] == none ? none : w[0] * q[i] + w[1] * p[i] + w[2] * r[i];
+            if (NAME(largest)(own, v) == none) memcpy(own, q, sizeof(REAL) * v);
+            const REAL top = NAME(exponentials)(own, room, v) + LOGARITHM(NAME(sum)(room, NULL, v));
+#pragma omp simd
+            for (int64_t i = 0; i < v; i++) own[i] -= top;
+        }
+    }
 }
 
 /* The largest entries of the columns of t, (n, n), or 0 where all are -inf, and exp(t - gauge). */
@@ -564,12 +608,13 @@ double NAME(path_right)(int64_t sites, int64_t batch, int64_t h, const REAL *bac
 }
 
 /* left_{s+1} = (left_s said_s latent_s) T, from the first site on. With a cavity, it becomes (left_s right_s latent_s) P at
- * the free sites on the way, and with a quotient q the token's message there quotient / cavity times the transposed P.
- * room: batch * (2 * max(h, v) + 1); which: batch. */
+ * the free sites on the way, such that its sum over the values, each times its weight (NULL: 1), is 1; and with a quotient
+ * q the token's message there is quotient / cavity times the transposed P. room: batch * (2 * max(h, v) + 1); which:
+ * batch. */
 double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
                        const REAL *move, const REAL *latent, int64_t each, int64_t step, const uint8_t *free,
-                       const REAL *right, const REAL *quotient, REAL *said, REAL *left, REAL *cavity, REAL *room,
-                       int64_t *which) {
+                       const REAL *right, const REAL *weight, const REAL *quotient, REAL *said, REAL *left, REAL *cavity,
+                       REAL *room, int64_t *which) {
     const int64_t wide = h > v ? h : v;
     REAL *x = room, *y = room + batch * wide, *tops = y + batch * wide;
     double least = 1;
@@ -588,10 +633,13 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
         if (count) least = NAME(floor)(y, tops, count, v, least);
         for (int64_t c = 0; c < count; c++) {
             const int64_t at = (which[c] * sites + s) * v;
+            const REAL total = NAME(sum)(y + c * v, weight ? weight + at : NULL, v);
+            if (!(total > 0)) return -1;
             memcpy(cavity + at, y + c * v, sizeof(REAL) * v);
+            NAME(divide)(cavity + at, total, v);
             if (!quotient) continue;
 #pragma omp simd
-            for (int64_t i = 0; i < v; i++) x[c * v + i] = quotient[at + i] / y[c * v + i];
+            for (int64_t i = 0; i < v; i++) x[c * v + i] = quotient[at + i] / cavity[at + i];
         }
         if (count && quotient) {
             NAME(rows)(x, tokens, y, count, v, h);

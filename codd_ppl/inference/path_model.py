@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -74,6 +74,11 @@ class PathModel:
     latent: Tensor
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """For what follows from these tables alone."""
+
+    @cached_property
+    def messages(self) -> Tensor:
+        """Of a token without evidence to its latent, then of each known value: (1 + vocab, states)."""
+        return torch.cat((self.tokens.sum(0, keepdim=True), self.tokens))
 
     def evidence(self, some: slice) -> tuple[Tensor, int, int]:
         """Of the latents, for a part of the batch, with its strides between batch elements and sites."""

@@ -153,7 +153,8 @@ def _along_path(
     evidence = log_potentials.get(names)
     evidence = None if evidence is None else evidence.expand(log_targets.shape)
     path = HiddenPath.of(tables.plan, rest, names, evidence, value, ~hidden)
-    fitted = None if path is None else path.project(log_targets, sweeps, tolerance, first)
+    target = log_targets.masked_fill(~hidden[..., None], 0.0)
+    fitted = None if path is None else path.project(target, sweeps, tolerance, first)
     if fitted is not None:
         return fitted.log_weights
     if value is None or not path_tokens.usable(tables, model, names, log_targets, first):

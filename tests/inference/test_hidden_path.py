@@ -51,7 +51,7 @@ class Case:
             self.known[:, 1] = False
         self.target = torch.randn(batch, SITES, vocab, generator=generator, dtype=torch.float64)
         self.target[:, 3, 0] = -math.inf
-        self.target = self.target.log_softmax(-1)
+        self.target = self.target.log_softmax(-1).masked_fill(self.known[..., None], 0.0)
 
     @property
     def path(self) -> HiddenPath:
@@ -86,6 +86,28 @@ def test_marginals_by_enumeration(kind):
     torch.testing.assert_close(case.path.marginals, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_log_marginals_are_of_the_free_tokens(kind):
+    case = Case(kind)
+    expected = case.path.marginals.log().masked_fill(case.known[..., None], 0.0)
+    torch.testing.assert_close(case.path.log_marginals, expected)
+
+
+def test_inputs_in_any_layout():
+    """Evidence and tokens that lie transposed in memory, as C would not read them."""
+    case = Case("tokens", batch=5, vocab=7)
+    expected = (case.path.marginals, case.path.mode, case.path.sample((3,), seeded(0)))
+    turned = [
+        t.transpose(0, 1).contiguous().transpose(0, 1) for t in (case.evidence, case.tokens, case.known)
+    ]
+    case.evidence = turned[0].mT.contiguous().mT
+    case.tokens, case.known = turned[1:]
+    assert not any(t.is_contiguous() for t in (case.evidence, case.tokens, case.known))
+    path = case.path
+    for found, one in zip((path.marginals, path.mode, path.sample((3,), seeded(0))), expected, strict=True):
+        assert found.equal(one)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "states,vocab,batch", [(1, 2, 1), (3, 5, 2), (17, 19, 9), (40, 33, 17), (130, 65, 5)]
@@ -110,6 +132,7 @@ def test_the_projection_is_the_sweep(kind, sweeps, tolerance, started, monkeypat
     target = case.target
     if kind == "tokens":  # what the prior rules out is not to be met
         target = target.masked_fill(case.evidence == -math.inf, -math.inf).log_softmax(-1)
+        target = target.masked_fill(case.known[..., None], 0.0)
     start = 0.3 * torch.randn(target.shape, generator=seeded(4), dtype=torch.float64) if started else None
     fitted = case.path.project(
         target, sweeps, tolerance, None if start is None else first_weights(start, target, ~case.known)
@@ -241,6 +264,20 @@ def test_a_pooled_layer_is_the_same_with_and_without(contextual, monkeypatch):
         other = layer(logits, hidden=hidden, tokens=case.tokens, known=case.known)
     torch.testing.assert_close(law.log_weights, other.log_weights, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(law.log_weights, torch.stack(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_logits_of_a_known_site_do_not_matter(pooled):
+    """Not even where they rule out every token, and the log-weights there are 0."""
+    graph, case = topologies.hidden_markov(SITES, VOCAB, 5), Case("plain")
+    layer = CouplingLayer(graph, VOCAB, pool=LogarithmicPool((1.0,)) if pooled else None)
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    other = logits.masked_fill(case.known[..., None], -math.inf)
+    with torch.no_grad():
+        one, two = (layer(logit, tokens=case.tokens, known=case.known) for logit in (logits, other))
+    assert one._path is not None and one.log_weights.equal(two.log_weights)
+    assert bool((one.log_weights[case.known] == 0).all())
+    assert one.sample((9,), generator=seeded(1)).equal(two.sample((9,), generator=seeded(1)))
 
 
 def test_where_it_declines():
