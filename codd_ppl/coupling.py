@@ -322,9 +322,16 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
                 f"expected hidden of shape {(*shape, self.hidden_size)}, found {tuple(hidden.shape)}"
             )
         top = logits.detach().amax(-1)  # NaN and +inf show here
-        bad = ~(top < torch.inf)
+        fine = top.abs() < torch.inf
+        if tokens is not None and known is not None:
+            fine = fine > (known & (tokens.clamp(0, self.vocab_size - 1) != tokens))
+        if not bool(fine.all()):  # as a rule the only look at values
+            self._look(top, tokens, known)
+
+    def _look(self, top: Tensor, tokens: Tensor | None, known: Tensor | None) -> None:
+        """Which of the largest logits or of the known tokens is to blame, if one is."""
         ruled_out = top == -torch.inf
-        bad = bad | (ruled_out if known is None else ruled_out & ~known)
+        bad = ~(top < torch.inf) | (ruled_out if known is None else ruled_out & ~known)
         if bool(bad.any()):
             *where, site = bad.nonzero()[0].tolist()
             value = float(top[(*where, site)])

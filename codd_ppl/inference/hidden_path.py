@@ -116,10 +116,10 @@ class HiddenPath:
         (_, sites, states), model = self.said.shape, self.model
         result = torch.empty_like(self.said)
 
-        def part(some: slice) -> Arguments:
-            said = self.said[some]
+        def part(cut: native.Cut) -> Arguments:
+            said = cut(self.said)
             return (
-                sites, len(said), states, model.back, *model.evidence(some), said, result[some],
+                sites, len(said), states, model.back, *model.evidence(cut), said, cut(result),
                 said.new_empty(len(said) * (2 * states + 1)),
             )  # fmt: skip
 
@@ -207,7 +207,7 @@ class HiddenPath:
             if own is not None and possible is not None:
                 fitted = torch.where(free, torch.where(possible, fitted - own.log(), -torch.inf), 0.0)
             before, weights = weights, fitted
-            now = replace(self, said=said, ahead=left, log_weights=weights, weight=quotient / cavity)
+            now = HiddenPath(self.model, self.tokens, self.free, quotient / cavity, said, left, fitted)
             if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
                 break
         return now
@@ -242,11 +242,12 @@ class HiddenPath:
         vocab, said, result = model.emit.shape[1], self.said.clone(), self.tokens.clone()
         weight = said.new_ones(batch, sites, vocab) if self.weight is None else self.weight.contiguous()
 
-        def part(some: slice) -> Arguments:
+        def part(cut: native.Cut) -> Arguments:
+            own = cut(said)
             return (
-                sites, len(said[some]), states, vocab, model.emit, model.tokens, model.move, model.back,
-                *model.evidence(some), weight[some], self.free[some], said[some], torch.empty_like(said[some]),
-                result[some], said.new_empty(2 * states + 1),
+                sites, len(own), states, vocab, model.emit, model.tokens, model.move, model.back,
+                *model.evidence(cut), cut(weight), cut(self.free), own, torch.empty_like(own), cut(result),
+                own.new_empty(2 * states + 1),
             )  # fmt: skip
 
         return result if self._run("path_best", part) > self._limit else None
@@ -262,17 +263,16 @@ class HiddenPath:
         uniform = torch.rand(draws, batch, sites, 2, generator=generator, dtype=torch.float64)
         size = max(states, vocab)
         native.call(
-            "path_draw", draws, sites, batch, states, vocab, *self.model.evidence(slice(None)), left, self.said,
+            "path_draw", draws, sites, batch, states, vocab, *self.model.evidence(lambda whole: whole), left, self.said,
             self.model.back, self.model.emit, weight.contiguous(), self.free, uniform, result, values,
             uniform.new_empty(size + -(-size // 16)),
         )  # fmt: skip
         return result
 
-    def _run(self, name: str, part: Callable[[slice], Arguments]) -> float:
+    def _run(self, name: str, part: Callable[[native.Cut], Arguments]) -> float:
         """A loop over parts of the batch, each in a thread of its own; the smallest of what they return."""
         batch, sites, states = self.said.shape
-        parts = native.slices(batch, sites * states * states)
-        return min(native.call_each(name, [part(slice(*bounds)) for bounds in parts]))
+        return native.call_in_parts(name, batch, sites * states * states, part)
 
     def _to_the_right(
         self,
@@ -285,14 +285,14 @@ class HiddenPath:
         (_, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
         left, message = torch.empty_like(self.said), self.said if said is None else said
 
-        def part(some: slice) -> Arguments:
+        def part(cut: native.Cut) -> Arguments:
+            own = cut(message)
             given = (None if cavity is None else self.right, weight, quotient)
-            cut = [None if t is None else t[some] for t in given]
-            count = len(self.said[some])
             return (
-                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(some),
-                self.free[some], *cut, message[some], left[some], None if cavity is None else cavity[some],
-                self.said.new_empty(count * (2 * max(states, vocab) + 1)), self.tokens.new_empty(count),
+                sites, len(own), states, vocab, model.emit, model.tokens, model.move, *model.evidence(cut),
+                cut(self.free), *[None if t is None else cut(t) for t in given], own, cut(left),
+                None if cavity is None else cut(cavity), own.new_empty(len(own) * (2 * max(states, vocab) + 1)),
+                self.tokens.new_empty(len(own)),
             )  # fmt: skip
 
         least = self._run("path_left", part)

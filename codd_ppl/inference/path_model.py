@@ -80,10 +80,10 @@ class PathModel:
         """Of a token without evidence to its latent, then of each known value: (1 + vocab, states)."""
         return torch.cat((self.tokens.sum(0, keepdim=True), self.tokens))
 
-    def evidence(self, some: slice) -> tuple[Tensor, int, int]:
+    def evidence(self, cut: native.Cut) -> tuple[Tensor, int, int]:
         """Of the latents, for a part of the batch, with its strides between batch elements and sites."""
         batch, sites, states = self.latent.shape
-        return (self.latent, 0, states) if batch == 1 else (self.latent[some], sites * states, states)
+        return (self.latent, 0, states) if batch == 1 else (cut(self.latent), sites * states, states)
 
 
 _models: dict[ContractionPlan, tuple[LogPotentials, PathModel]] = {}

@@ -92,15 +92,14 @@ class LogarithmicPool(nn.Module):
         knots, weights = self.knots.to(network.dtype), self.weights.detach().to(network.dtype).contiguous()
         result = torch.empty_like(network)
 
-        def part(start: int, stop: int) -> tuple[Tensor | int, ...]:
-            some = slice(start, stop)
+        def part(cut: native.Cut) -> tuple[Tensor | int, ...]:
+            own = cut(network)
             return (
-                stop - start, sites, vocab, len(weights), knots, weights, masked[some], network[some], prior[some],
-                alone[some] if each else alone, each, result[some], result.new_empty(vocab),
+                len(own), sites, vocab, len(weights), knots, weights, cut(masked), own, cut(prior),
+                cut(alone) if each else alone, each, cut(result), own.new_empty(vocab),
             )  # fmt: skip
 
-        parts = native.slices(len(result), sites * vocab)
-        native.call_each("pool", [part(*bounds) for bounds in parts])
+        native.call_in_parts("pool", len(result), sites * vocab, part)
         return result.view(given[0].shape)
 
     def extra_repr(self) -> str:
