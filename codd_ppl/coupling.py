@@ -220,19 +220,21 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         start = cast(Potentials, self.potentials).evidence()
         prior = None if start is None else start.to(log_q).expand_as(log_q)
         path = HiddenPath.of(self.plan, potentials, self._names, prior, tokens, known)
-        if self.pool is not None:
+        fitted = None
+        if path is not None and self.pool is not None and begin is None and self.sweeps == 1:
+            fitted = path.project_pooled(log_q, self.pool.knots, self.pool.weights)
+        if fitted is None and self.pool is not None:
             log_q = self.pool(
                 log_q, *self._prior_marginals(potentials, tokens, known, log_q.dtype, path), ~known
             )
-        fitted = None
-        if path is not None:
+        if fitted is None and path is not None:
             first = None if begin is None else first_weights(begin, log_q, ~known)
             fitted = path.project(log_q, self.sweeps, self.tolerance, first)
         if fitted is not None and fitted.log_weights is not None:
             weights = fitted.log_weights.reshape(log_q.shape)
         else:
             everything = potentials if prior is None else {**potentials, self._names: prior}
-            settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin)
+            settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin, False)
             weights = project(self.plan, everything, self._names, log_q, ~known, *settings)
         evidence = weights if prior is None else torch.where(known[..., None], 0.0, prior + weights)
         return CoupledCategorical(

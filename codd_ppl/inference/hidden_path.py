@@ -183,7 +183,7 @@ class HiddenPath:
             start: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
         """
         learned = log_targets.requires_grad or (start is not None and start.requires_grad)
-        if torch.is_grad_enabled() and learned:
+        if (torch.is_grad_enabled() and learned) or log_targets.dtype != self.said.dtype:
             return None
         free, own = self.free[..., None], self.weight
         log_targets = log_targets.reshape(*self.free.shape, -1)
@@ -211,6 +211,45 @@ class HiddenPath:
             if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
                 break
         return now
+
+    def project_pooled(
+        self,
+        log_network: Float[Tensor, "*batch sites vocab"],
+        knots: Float[Tensor, " shares"],
+        weights: Float[Tensor, "knots 3"],
+    ) -> HiddenPath | None:
+        """The same in one sweep onto a logarithmic pool (:class:`codd_ppl.potentials.LogarithmicPool`) of the network's
+
+        and the prior's marginals: these are read off messages that go to the right along with those of the fit. For
+        tokens without evidence of their own.
+
+        Args:
+            log_network: log-marginals of the network, normalised.
+            knots, weights: of the pool.
+        """
+        learned = torch.is_grad_enabled() and (log_network.requires_grad or weights.requires_grad)
+        alone = None if self.weight is not None or learned else self.unconditional().log_marginals
+        if alone is None or self.right is None or log_network.dtype != self.said.dtype:
+            return None
+        (batch, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
+        right, network = self.right, log_network.reshape(batch, sites, vocab).contiguous()
+        knots, weights = (t.detach().to(network).contiguous() for t in (knots, weights))
+        said, left, weight = self.said.clone(), torch.empty_like(self.said), torch.ones_like(network)
+        log_weights, wide = torch.zeros_like(network), max(states, vocab)
+
+        def part(cut: native.Cut) -> Arguments:
+            own, apart = cut(said), 0 if len(alone) == 1 else sites * vocab
+            count = len(own)
+            return (
+                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(cut), cut(self.free),
+                cut(right), len(weights), knots, weights, cut(network), cut(alone) if apart else alone, apart, own,
+                cut(left), own.new_empty(count * states), cut(weight), cut(log_weights), own.new_empty(count * 3),
+                own.new_empty(count * (4 * wide + 2) + 2 * vocab), self.tokens.new_empty(count),
+            )  # fmt: skip
+
+        if self._run("path_pool", part) <= self._limit:
+            return None
+        return HiddenPath(model, self.tokens, self.free, weight, said, left, log_weights)
 
     def sample(
         self, sample_shape: Sequence[int], generator: torch.Generator | None
