@@ -177,7 +177,7 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
             )
         else:  # without a pass over the vocabulary of all sites
             log_q = logits.log_softmax(-1)
-            if self.pool is None:  # else it says 0 there
+            if self.pool is None or not self.warm_starts:  # else the pool says 0 there
                 log_q[known] = 0.0
         potentials = self.log_potentials(hidden, known)
         if not self.warm_starts:

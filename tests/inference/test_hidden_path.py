@@ -346,6 +346,36 @@ def test_another_type_than_the_tables_is_declined():
     assert case.path.project_pooled(case.target, torch.tensor([0.0, 1.0]), weights) is None
 
 
+def test_a_pool_is_trained_after_a_step_in_inference_mode():
+    """What is kept from step to step may come from there."""
+    case = Case("plain")
+    layer = CouplingLayer(case.graph, VOCAB, pool=LogarithmicPool((1.0,)))
+    for parameter in layer.potentials.parameters():
+        parameter.requires_grad_(False)
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    with torch.no_grad():
+        expected = layer(logits, tokens=case.tokens, known=case.known).log_weights
+    layer.potentials.start_from({key: table.clone() for key, table in layer.potentials().items()})
+    with torch.inference_mode():
+        layer(logits, tokens=case.tokens, known=case.known)
+    found = layer(logits, tokens=case.tokens, known=case.known).log_weights
+    torch.testing.assert_close(found.detach(), expected)
+    found[:, :, 0].sum().backward()
+    assert bool(layer.pool.weights.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("graph", [topologies.independent(SITES, VOCAB), topologies.chain(SITES, VOCAB)])
+def test_a_pool_beside_other_graphs(graph):
+    """Known sites count for nothing there, either."""
+    case, layer = Case("plain"), CouplingLayer(graph, VOCAB, pool=LogarithmicPool())
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0)).masked_fill(case.known[..., None], -math.inf)
+    with torch.no_grad():
+        law = layer(logits, tokens=case.tokens, known=case.known)
+        assert bool(law.log_partition.isfinite().all())
+        if not layer.warm_starts:
+            torch.testing.assert_close(law.log_partition, torch.zeros(3))
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 def test_the_logits_of_a_known_site_do_not_matter(pooled):
     """Not even where they rule out every token, and the log-weights there are 0."""
