@@ -8,6 +8,7 @@ latent, l_i the evidence of this one, and f and b the messages from the left and
 
 each needs a pass one way only: the marginals are c_i times the evidence; the projection, site by site, goes to the
 right with m_i = (q_i / c_i) P^T against the b of the prior, and leaves the f from which a draw goes back to the left.
+Where q is pooled with the prior's marginals, the prior's own f goes to the right along with that one.
 Draws of one site after the other (:mod:`codd_ppl.inference.site_by_site`) start from f and b, too.
 
 The passes are loops of ``native.c``. Where that can't be had, linear space is not safe or a derivative is asked for,

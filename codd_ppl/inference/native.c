@@ -2,7 +2,7 @@
  * all share, which a general matrix product reads more slowly for a handful of vectors.
  *
  * Compiled on first use by native.py, once with REAL = float and WIDE = 0 and once with double and 1; every function
- * has its twin in scan.py, max_scan.py, path_projection.py or leaves.py, its reference. Arrays are row-major, (steps, batch, n).
+ * has its twin in scan.py, max_scan.py, path_projection.py, leaves.py or potentials/pool.py, its reference. Arrays are row-major, (steps, batch, n).
  */
 #include <stdint.h>
 #include <string.h>
