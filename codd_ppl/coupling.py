@@ -177,7 +177,8 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
             )
         else:  # without a pass over the vocabulary of all sites
             log_q = logits.log_softmax(-1)
-            log_q[known] = 0.0
+            if self.pool is None or not self.warm_starts:  # else the pool says 0 there
+                log_q[known] = 0.0
         potentials = self.log_potentials(hidden, known)
         if not self.warm_starts:
             plain = not self.plan.factors
@@ -219,19 +220,21 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         start = cast(Potentials, self.potentials).evidence()
         prior = None if start is None else start.to(log_q).expand_as(log_q)
         path = HiddenPath.of(self.plan, potentials, self._names, prior, tokens, known)
-        if self.pool is not None:
+        fitted = None
+        if path is not None and self.pool is not None and begin is None and self.sweeps == 1:
+            fitted = path.project_pooled(log_q, self.pool.knots, self.pool.weights)
+        if fitted is None and self.pool is not None:
             log_q = self.pool(
                 log_q, *self._prior_marginals(potentials, tokens, known, log_q.dtype, path), ~known
             )
-        fitted = None
-        if path is not None:
+        if fitted is None and path is not None:
             first = None if begin is None else first_weights(begin, log_q, ~known)
             fitted = path.project(log_q, self.sweeps, self.tolerance, first)
         if fitted is not None and fitted.log_weights is not None:
             weights = fitted.log_weights.reshape(log_q.shape)
         else:
             everything = potentials if prior is None else {**potentials, self._names: prior}
-            settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin)
+            settings = (self.sweeps, self.tolerance, tokens, self.candidates, begin, False)
             weights = project(self.plan, everything, self._names, log_q, ~known, *settings)
         evidence = weights if prior is None else torch.where(known[..., None], 0.0, prior + weights)
         return CoupledCategorical(
@@ -267,12 +270,10 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         start = cast(Potentials, self.potentials).evidence()
         if path is not None and start is None:
-            given, none = path.marginals, path.unconditional().marginals
+            given, none = path.log_marginals, path.unconditional().log_marginals
             if given is not None and none is not None:
                 shape = (*known.shape, self.vocab_size)
-                return given.log().reshape(shape), none[0].log() if len(none) == 1 else none.log().reshape(
-                    shape
-                )
+                return given.reshape(shape), none[0] if len(none) == 1 else none.reshape(shape)
         flat = (
             torch.zeros(self.vocab_size, dtype=dtype, device=known.device)
             if start is None
@@ -323,9 +324,16 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
                 f"expected hidden of shape {(*shape, self.hidden_size)}, found {tuple(hidden.shape)}"
             )
         top = logits.detach().amax(-1)  # NaN and +inf show here
-        bad = ~(top < torch.inf)
+        fine = top.abs() < torch.inf
+        if tokens is not None and known is not None:
+            fine = fine > (known & (tokens.clamp(0, self.vocab_size - 1) != tokens))
+        if not bool(fine.all()):  # as a rule the only look at values
+            self._look(top, tokens, known)
+
+    def _look(self, top: Tensor, tokens: Tensor | None, known: Tensor | None) -> None:
+        """Which of the largest logits or of the known tokens is to blame, if one is."""
         ruled_out = top == -torch.inf
-        bad = bad | (ruled_out if known is None else ruled_out & ~known)
+        bad = ~(top < torch.inf) | (ruled_out if known is None else ruled_out & ~known)
         if bool(bad.any()):
             *where, site = bad.nonzero()[0].tolist()
             value = float(top[(*where, site)])

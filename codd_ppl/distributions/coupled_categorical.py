@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import log, prod
 from typing import Any, ClassVar
 
@@ -71,10 +71,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
         path: HiddenPath | None = None,
     ) -> None:
         self.plan = plan
-        self.sites, sizes = plan.tokens, {plan.variable[name].cardinality for name in plan.tokens}
-        if len(sizes) != 1:
-            raise ShapeError(f"all tokens need the same cardinality, found {sorted(sizes)}")
-        self.vocab_size = sizes.pop()
+        self.sites, self.vocab_size = plan.tokens, _vocab_size(plan)
         expected = (len(self.sites), self.vocab_size)
         if tuple(log_evidence.shape[-2:]) != expected:
             raise ShapeError(
@@ -96,7 +93,8 @@ class CoupledCategorical(Decoding, TorchDistribution):
             )
         self.known: Tensor = known.expand(expected)
         self.tokens: Tensor = torch.where(self.known, tokens, 0)
-        check_tokens(self.tokens, self.vocab_size)
+        if path is None:  # which was made of tokens that were checked
+            check_tokens(self.tokens, self.vocab_size)
         self._potentials = dict(log_potentials)
         self._coupled = bool(plan.factors)
         self._normalized = normalized
@@ -372,3 +370,12 @@ class CoupledCategorical(Decoding, TorchDistribution):
             f"CoupledCategorical(batch_shape={tuple(self.batch_shape)}, sites={len(self.sites)}, "
             f"vocab_size={self.vocab_size}, known={int(self.known.sum())} of {count})"
         )
+
+
+@lru_cache(maxsize=256)
+def _vocab_size(plan: ContractionPlan) -> int:
+    """The number of values of a plan's tokens."""
+    sizes = {plan.variable[name].cardinality for name in plan.tokens}
+    if len(sizes) != 1:
+        raise ShapeError(f"all tokens need the same cardinality, found {sorted(sizes)}")
+    return sizes.pop()

@@ -117,9 +117,12 @@ class Decoding:
         if "marginals" in self.__dict__ and not isinstance(turns, Tensor):
             turns = turns(self.marginals)
         with torch.no_grad():
-            if self._leaves is not None:
+            ready = self._path is not None and self._path.marginals is not None
+            leaves = None if ready else self._leaves
+            if ready or leaves is not None:
+                tokens = (self._evidence, self.tokens, self.known)
                 found = draw_along_path(
-                    self.plan, self._potentials, self._leaves, turns, uniform, temperature, self._path
+                    self.plan, self._potentials, *tokens, leaves, turns, uniform, temperature, self._path
                 )
                 if found is not None:
                     return found

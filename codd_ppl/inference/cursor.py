@@ -57,7 +57,8 @@ class Cursor:
 
     Args:
         tables, model: of the law, a hidden Markov model whose path is in reading order.
-        leaves: its tokens.
+        log_evidence: of its tokens.
+        leaves: these taken out of the graph; None where ``path`` has its marginals.
         temperature: of the draws.
         path: its messages, where they are at hand.
 
@@ -72,12 +73,13 @@ class Cursor:
         self,
         tables: Tables,
         model: HiddenMarkov,
-        leaves: Leaves,
+        log_evidence: Float[Tensor, "*batch sites vocab"],
+        leaves: Leaves | None,
         temperature: float,
         path: HiddenPath | None = None,
     ) -> None:
         emission = tables.step(model.emission)
-        self.log_evidence = leaves.log_evidence.reshape(-1, *leaves.log_evidence.shape[-2:])
+        self.log_evidence = log_evidence.reshape(-1, *log_evidence.shape[-2:])
         self.emit = emission.stored[0, 0]
         self.ahead = linear_form(tables.step(model.transition).log[0, 0].T).contiguous()
         self.behind = self.ahead.T.contiguous()
@@ -88,6 +90,7 @@ class Cursor:
         if path is not None and path.marginals is not None:
             self._begin_at(path)
         else:
+            assert leaves is not None
             self._begin(tables, model, leaves)
         small = self.emit.numel() <= COMPILED and self.emit.dtype == self.said.dtype
         self.native = small and native.usable(self.said.shape[-1], self.emit, self.said)

@@ -8,6 +8,7 @@ latent, l_i the evidence of this one, and f and b the messages from the left and
 
 each needs a pass one way only: the marginals are c_i times the evidence; the projection, site by site, goes to the
 right with m_i = (q_i / c_i) P^T against the b of the prior, and leaves the f from which a draw goes back to the left.
+Where q is pooled with the prior's marginals, the prior's own f goes to the right along with that one.
 Draws of one site after the other (:mod:`codd_ppl.inference.site_by_site`) start from f and b, too.
 
 The passes are loops of ``native.c``. Where that can't be had, linear space is not safe or a derivative is asked for,
@@ -89,20 +90,21 @@ class HiddenPath:
             if recorded or log_evidence.dtype != model.emit.dtype:
                 return None
         batch = prod(known.shape[:-1])
-        free, weight = ~known.reshape(batch, -1), None
-        if log_evidence is None:
-            said = model.emit.sum(1).expand(*free.shape, -1)
-        else:
-            weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1)
-            said = weight @ model.tokens
-            if not bool(torch.isfinite(said).all()):
-                return None
-        if tokens is None:
-            value, said = torch.zeros_like(free, dtype=torch.int64), said.contiguous()
-        else:
+        free, weight = (~known).reshape(batch, -1).contiguous(), None
+        value = torch.zeros_like(free, dtype=torch.int64)
+        if tokens is not None:
             value = tokens.reshape(batch, -1).long().masked_fill(free, 0).contiguous()
+        if log_evidence is None:
+            read = value if tokens is None else (value + 1).masked_fill(free, 0)
+            said = model.messages.index_select(0, read.flatten()).view(*free.shape, -1)
+            return cls(model, value, free, None, said)
+        weight = linear_form(log_evidence.reshape(batch, len(sites), -1), -1).contiguous()
+        said = weight @ model.tokens
+        if not bool(torch.isfinite(said).all()):
+            return None
+        if tokens is not None:
             said = torch.where(free[..., None], said, model.tokens[value])
-        return cls(model, value, free.contiguous(), weight, said)
+        return cls(model, value, free, weight, said)
 
     @property
     def _limit(self) -> float:
@@ -115,10 +117,10 @@ class HiddenPath:
         (_, sites, states), model = self.said.shape, self.model
         result = torch.empty_like(self.said)
 
-        def part(some: slice) -> Arguments:
-            said = self.said[some]
+        def part(cut: native.Cut) -> Arguments:
+            said = cut(self.said)
             return (
-                sites, len(said), states, model.back, *model.evidence(some), said, result[some],
+                sites, len(said), states, model.back, *model.evidence(cut), said, cut(result),
                 said.new_empty(len(said) * (2 * states + 1)),
             )  # fmt: skip
 
@@ -128,21 +130,30 @@ class HiddenPath:
     @cached_property
     def left(self) -> Float[Tensor, "batch sites states"] | None:
         """Messages from the left."""
-        return self.ahead if self.ahead is not None else self._to_the_right(None, None)
+        return self.ahead if self.ahead is not None else self._to_the_right()
+
+    @cached_property
+    def free_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
+        """Probabilities of each free token's values; all 1 where the token is known."""
+        if self.right is None:
+            return None
+        cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
+        if self._to_the_right(cavity, self.weight) is None:
+            return None
+        return cavity if self.weight is None else torch.where(self.free[..., None], cavity * self.weight, 1.0)
 
     @cached_property
     def marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
         """Probabilities of each token's values, one-hot where known."""
-        if self.right is None:
+        if (found := self.free_marginals) is None:
             return None
-        cavity = self.said.new_zeros(*self.free.shape, self.model.emit.shape[1])
-        if self._to_the_right(None, cavity) is None:
-            return None
-        cavity = cavity if self.weight is None else cavity.mul_(self.weight)
-        total = cavity.sum(-1, keepdim=True)
-        return cavity.div_(total.clamp_(min=self._limit)).scatter_add_(
-            -1, self.tokens[..., None], (~self.free)[..., None].to(cavity)
-        )
+        one_hot = torch.zeros_like(found).scatter_(-1, self.tokens[..., None], 1.0)
+        return torch.where(self.free[..., None], found, one_hot)
+
+    @cached_property
+    def log_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
+        """Logarithms of the free tokens'; 0 where known, as -inf takes the logarithm ten times as long."""
+        return None if self.free_marginals is None else self.free_marginals.log()
 
     def unconditional(self) -> HiddenPath:
         """The law with nothing known and without evidence of the tokens: of one sequence, as all are alike then, or of
@@ -153,7 +164,7 @@ class HiddenPath:
         if found is None:
             rows = len(self.model.latent)
             tokens, free = torch.zeros_like(self.tokens[:rows]), torch.ones_like(self.free[:rows])
-            said = self.model.emit.sum(1).expand(rows, *self.said.shape[1:]).contiguous()
+            said = self.model.messages[0].expand(rows, *self.said.shape[1:]).contiguous()
             found = HiddenPath(self.model, tokens, free, None, said)
             self.model.memory["unconditional"] = found
         return found
@@ -168,12 +179,12 @@ class HiddenPath:
         """The I-projection onto these marginals at the free sites, as :func:`codd_ppl.inference.projection.project`.
 
         Args:
-            log_targets: log q, normalised.
+            log_targets: log q, normalised; 0 where the token is known.
             sweeps, tolerance: as there.
             start: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
         """
         learned = log_targets.requires_grad or (start is not None and start.requires_grad)
-        if torch.is_grad_enabled() and learned:
+        if (torch.is_grad_enabled() and learned) or log_targets.dtype != self.said.dtype:
             return None
         free, own = self.free[..., None], self.weight
         log_targets = log_targets.reshape(*self.free.shape, -1)
@@ -190,18 +201,56 @@ class HiddenPath:
             if now.right is None:
                 return None
             said, cavity = now.said.clone(), torch.ones_like(quotient)
-            left = now._to_the_right(quotient, cavity, said)
+            left = now._to_the_right(cavity, own, quotient, said)
             if left is None:
                 return None
-            total = (cavity if own is None else cavity * own).sum(-1, keepdim=True)
-            fitted = log_targets - (cavity / total).log_()
+            fitted = log_targets - cavity.log()
             if own is not None and possible is not None:
-                fitted = torch.where(possible, fitted - own.log(), -torch.inf)
-            before, weights = weights, torch.where(free, fitted, 0.0)
-            now = replace(self, said=said, ahead=left, log_weights=weights, weight=quotient / cavity)
+                fitted = torch.where(free, torch.where(possible, fitted - own.log(), -torch.inf), 0.0)
+            before, weights = weights, fitted
+            now = HiddenPath(self.model, self.tokens, self.free, quotient / cavity, said, left, fitted)
             if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
                 break
         return now
+
+    def project_pooled(
+        self,
+        log_network: Float[Tensor, "*batch sites vocab"],
+        knots: Float[Tensor, " shares"],
+        weights: Float[Tensor, "knots 3"],
+    ) -> HiddenPath | None:
+        """The same in one sweep onto a logarithmic pool (:class:`codd_ppl.potentials.LogarithmicPool`) of the network's
+
+        and the prior's marginals: these are read off messages that go to the right along with those of the fit. For
+        tokens without evidence of their own.
+
+        Args:
+            log_network: log-marginals of the network, normalised.
+            knots, weights: of the pool.
+        """
+        learned = torch.is_grad_enabled() and (log_network.requires_grad or weights.requires_grad)
+        alone = None if self.weight is not None or learned else self.unconditional().log_marginals
+        if alone is None or self.right is None or log_network.dtype != self.said.dtype:
+            return None
+        (batch, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
+        right, network = self.right, log_network.reshape(batch, sites, vocab).contiguous()
+        knots, weights = (t.detach().to(network).contiguous() for t in (knots, weights))
+        said, left, weight = self.said.clone(), torch.empty_like(self.said), torch.ones_like(network)
+        log_weights, wide = torch.zeros_like(network), max(states, vocab)
+
+        def part(cut: native.Cut) -> Arguments:
+            own, apart = cut(said), 0 if len(alone) == 1 else sites * vocab
+            count = len(own)
+            return (
+                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(cut), cut(self.free),
+                cut(right), len(weights), knots, weights, cut(network), cut(alone) if apart else alone, apart, own,
+                cut(left), own.new_empty(count * states), cut(weight), cut(log_weights), own.new_empty(count * 3),
+                own.new_empty(count * (4 * wide + 2) + 2 * vocab), self.tokens.new_empty(count),
+            )  # fmt: skip
+
+        if self._run("path_pool", part) <= self._limit:
+            return None
+        return HiddenPath(model, self.tokens, self.free, weight, said, left, log_weights)
 
     def sample(
         self, sample_shape: Sequence[int], generator: torch.Generator | None
@@ -233,11 +282,12 @@ class HiddenPath:
         vocab, said, result = model.emit.shape[1], self.said.clone(), self.tokens.clone()
         weight = said.new_ones(batch, sites, vocab) if self.weight is None else self.weight.contiguous()
 
-        def part(some: slice) -> Arguments:
+        def part(cut: native.Cut) -> Arguments:
+            own = cut(said)
             return (
-                sites, len(said[some]), states, vocab, model.emit, model.tokens, model.move, model.back,
-                *model.evidence(some), weight[some], self.free[some], said[some], torch.empty_like(said[some]),
-                result[some], said.new_empty(2 * states + 1),
+                sites, len(own), states, vocab, model.emit, model.tokens, model.move, model.back,
+                *model.evidence(cut), cut(weight), cut(self.free), own, torch.empty_like(own), cut(result),
+                own.new_empty(2 * states + 1),
             )  # fmt: skip
 
         return result if self._run("path_best", part) > self._limit else None
@@ -253,32 +303,36 @@ class HiddenPath:
         uniform = torch.rand(draws, batch, sites, 2, generator=generator, dtype=torch.float64)
         size = max(states, vocab)
         native.call(
-            "path_draw", draws, sites, batch, states, vocab, *self.model.evidence(slice(None)), left, self.said,
+            "path_draw", draws, sites, batch, states, vocab, *self.model.evidence(lambda whole: whole), left, self.said,
             self.model.back, self.model.emit, weight.contiguous(), self.free, uniform, result, values,
             uniform.new_empty(size + -(-size // 16)),
         )  # fmt: skip
         return result
 
-    def _run(self, name: str, part: Callable[[slice], Arguments]) -> float:
+    def _run(self, name: str, part: Callable[[native.Cut], Arguments]) -> float:
         """A loop over parts of the batch, each in a thread of its own; the smallest of what they return."""
         batch, sites, states = self.said.shape
-        parts = native.slices(batch, sites * states * states)
-        return min(native.call_each(name, [part(slice(*bounds)) for bounds in parts]))
+        return native.call_in_parts(name, batch, sites * states * states, part)
 
     def _to_the_right(
-        self, quotient: Tensor | None, cavity: Tensor | None, said: Tensor | None = None
+        self,
+        cavity: Tensor | None = None,
+        weight: Tensor | None = None,
+        quotient: Tensor | None = None,
+        said: Tensor | None = None,
     ) -> Tensor | None:
         """Messages from the left; cavities and the tokens' new messages are written where they are given."""
         (_, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
         left, message = torch.empty_like(self.said), self.said if said is None else said
 
-        def part(some: slice) -> Arguments:
-            cut = [None if t is None else t[some] for t in (None if cavity is None else self.right, quotient)]
-            count = len(self.said[some])
+        def part(cut: native.Cut) -> Arguments:
+            own = cut(message)
+            given = (None if cavity is None else self.right, weight, quotient)
             return (
-                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(some),
-                self.free[some], *cut, message[some], left[some], None if cavity is None else cavity[some],
-                self.said.new_empty(count * (2 * max(states, vocab) + 1)), self.tokens.new_empty(count),
+                sites, len(own), states, vocab, model.emit, model.tokens, model.move, *model.evidence(cut),
+                cut(self.free), *[None if t is None else cut(t) for t in given], own, cut(left),
+                None if cavity is None else cut(cavity), own.new_empty(len(own) * (2 * max(states, vocab) + 1)),
+                self.tokens.new_empty(len(own)),
             )  # fmt: skip
 
         least = self._run("path_left", part)

@@ -2,7 +2,7 @@
  * all share, which a general matrix product reads more slowly for a handful of vectors.
  *
  * Compiled on first use by native.py, once with REAL = float and WIDE = 0 and once with double and 1; every function
- * has its twin in scan.py, max_scan.py, path_projection.py or leaves.py, its reference. Arrays are row-major, (steps, batch, n).
+ * has its twin in scan.py, max_scan.py, path_projection.py, leaves.py or potentials/pool.py, its reference. Arrays are row-major, (steps, batch, n).
  */
 #include <stdint.h>
 #include <string.h>
@@ -26,6 +26,8 @@ typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL)), ma
 #undef LN2_HIGH
 #undef LN2_LOW
 #undef LOGARITHM
+#undef HALF_ROOT
+#undef TERMS
 #if WIDE
 typedef int64_t NAME(bits) __attribute__((vector_size(64)));
 #define LOGARITHM __builtin_log
@@ -35,6 +37,8 @@ typedef int64_t NAME(bits) __attribute__((vector_size(64)));
 #define ROUNDER 6755399441055744.0
 #define LN2_HIGH 6.93147180369123816490e-01
 #define LN2_LOW 1.90821492927058770002e-10
+#define HALF_ROOT 0x3fe6a09e667f3bcdLL
+#define TERMS 11
 #else
 typedef int32_t NAME(bits) __attribute__((vector_size(64)));
 #define LOGARITHM __builtin_logf
@@ -44,6 +48,8 @@ typedef int32_t NAME(bits) __attribute__((vector_size(64)));
 #define ROUNDER 12582912.0f
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
+#define HALF_ROOT 0x3f3504f3
+#define TERMS 5
 #endif
 #define BITS NAME(bits)
 
@@ -62,6 +68,17 @@ static inline VEC NAME(exponential)(VEC x) {
     p = p * r + (REAL)0.5, p = p * r + (REAL)1, p = p * r + (REAL)1;
     const BITS power = ((BITS)shifted + BIAS) << MANTISSA, zero = (BITS)(x < LOWEST);
     return (VEC)((BITS)(p * (VEC)power) & ~zero);
+}
+
+/* log of positive normal numbers: x = 2^n m, m in [sqrt(1/2), sqrt(2)), log m = 2 artanh r by its series, to the last digit
+ * or two. */
+static inline VEC NAME(logarithm)(VEC x) {
+    const BITS shifted = (BITS)x - HALF_ROOT, n = shifted >> MANTISSA;
+    const VEC m = (VEC)((BITS)x - (n << MANTISSA)), power = __builtin_convertvector(n, VEC);
+    const VEC r = (m - (REAL)1) / (m + (REAL)1), square = r * r;
+    VEC p = (VEC){0} + (REAL)1 / (2 * TERMS + 1);
+    for (int k = TERMS - 1; k >= 0; k--) p = p * square + (REAL)1 / (2 * k + 1);
+    return power * LN2_HIGH + (power * LN2_LOW + 2 * r * p);
 }
 
 /* The same for fewer numbers. */
@@ -103,6 +120,17 @@ static inline void NAME(row)(const REAL *x, const REAL *t, REAL *out, int64_t n,
 static inline __attribute__((always_inline)) void NAME(group)(const REAL *x, const REAL *t, REAL *out, int64_t n,
                                                               int64_t m, const int count) {
     int64_t j = 0;
+    const int wide = 4; /* of two vectors eight sums are under way then; more gain nothing, measured */
+    for (; count == 2 && j + wide * LANES <= m; j += wide * LANES) {
+        VEC s[8] = {0};
+        for (int64_t i = 0; i < n; i++)
+            for (int w = 0; w < wide; w++) {
+                const VEC r = AT(t + i * m + j + w * LANES);
+                for (int c = 0; c < count; c++) s[c * wide + w] += x[c * n + i] * r;
+            }
+        for (int c = 0; c < count; c++)
+            for (int w = 0; w < wide; w++) *(VEC *)(out + c * m + j + w * LANES) = s[c * wide + w];
+    }
 #define SUMS(V, lanes)                                                                \
     for (; j + (lanes) <= m; j += (lanes)) {                                          \
         V s[8] = {0};                                                                 \
@@ -212,6 +240,14 @@ static inline REAL NAME(largest)(const REAL *x, int64_t n) {
     return top;
 }
 
+/* The sum of x[i] w[i], w NULL: of x[i]. */
+static inline REAL NAME(sum)(const REAL *x, const REAL *w, int64_t n) {
+    REAL total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) total += w ? x[i] * w[i] : x[i];
+    return total;
+}
+
 static inline void NAME(divide)(REAL *x, REAL by, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) x[i] /= by;
@@ -230,6 +266,17 @@ static inline void NAME(exponentiate)(REAL *x, int64_t n) {
     memcpy(x + i, &rest, sizeof(REAL) * (n - i));
 }
 
+/* out = log(x) */
+static inline void NAME(logarithms)(const REAL *x, REAL *out, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) *(VEC *)(out + i) = NAME(logarithm)(AT(x + i));
+    if (i == n) return;
+    VEC rest = {0};
+    memcpy(&rest, x + i, sizeof(REAL) * (n - i));
+    rest = NAME(logarithm)(rest);
+    memcpy(out + i, &rest, sizeof(REAL) * (n - i));
+}
+
 /* out = exp(x - top), where top, which is returned, is the largest of x, or 0 if all are -inf. */
 static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
     const REAL top = NAME(finite)(NAME(largest)(x, n));
@@ -237,6 +284,49 @@ static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] - top;
     NAME(exponentiate)(out, n);
     return top;
+}
+
+/* Weights (a, b, c) of a logarithmic pool (see potentials/pool.py): from (1, 0, 0) where nothing is masked through `count`
+ * free ones, weights (count, 3), at the knots (0, .., count) of the masked share. */
+static inline void NAME(pooling)(int64_t count, const REAL *knots, const REAL *weights, const uint8_t *masked,
+                                 int64_t sites, REAL *w) {
+    int64_t left = 0;
+    for (int64_t s = 0; s < sites; s++) left += masked[s];
+    w[0] = 1, w[1] = w[2] = 0;
+    for (int64_t k = 0; k < count; k++) {
+        const REAL way = ((REAL)left / sites - knots[k]) / (knots[k + 1] - knots[k]);
+        const REAL share = way < 0 ? 0 : way > 1 ? 1 : way;
+        for (int64_t j = 0; j < 3; j++) w[j] = (1 - share) * w[j] + share * weights[k * 3 + j];
+    }
+}
+
+/* out = w[0] q + w[1] p + w[2] r, normalised; -inf where q or p are, q where that is everywhere. scratch: v. */
+static inline void NAME(pooled)(const REAL *w, const REAL *q, const REAL *p, const REAL *r, REAL *out, REAL *scratch,
+                                int64_t v) {
+    const REAL none = -__builtin_inf();
+#pragma omp simd
+    for (int64_t i = 0; i < v; i++) out[i] = q[i] + p[i] == none ? none : w[0] * q[i] + w[1] * p[i] + w[2] * r[i];
+    if (NAME(largest)(out, v) == none) memcpy(out, q, sizeof(REAL) * v);
+    const REAL top = NAME(exponentials)(out, scratch, v) + LOGARITHM(NAME(sum)(scratch, NULL, v));
+#pragma omp simd
+    for (int64_t i = 0; i < v; i++) out[i] -= top;
+}
+
+/* Pools of (batch, sites, v) at the masked sites, 0 at the others. each: stride of alone between batch elements. room: v. */
+void NAME(pool)(int64_t batch, int64_t sites, int64_t v, int64_t count, const REAL *knots, const REAL *weights,
+                const uint8_t *masked, const REAL *network, const REAL *prior, const REAL *alone, int64_t each, REAL *out,
+                REAL *room) {
+    for (int64_t b = 0; b < batch; b++) {
+        REAL w[3];
+        NAME(pooling)(count, knots, weights, masked + b * sites, sites, w);
+        for (int64_t s = 0; s < sites; s++) {
+            const int64_t at = (b * sites + s) * v;
+            if (masked[b * sites + s])
+                NAME(pooled)(w, network + at, prior + at, alone + b * each + s * v, out + at, room, v);
+            else
+                memset(out + at, 0, sizeof(REAL) * v);
+        }
+    }
 }
 
 /* The largest entries of the columns of t, (n, n), or 0 where all are -inf, and exp(t - gauge). */
@@ -564,12 +654,13 @@ double NAME(path_right)(int64_t sites, int64_t batch, int64_t h, const REAL *bac
 }
 
 /* left_{s+1} = (left_s said_s latent_s) T, from the first site on. With a cavity, it becomes (left_s right_s latent_s) P at
- * the free sites on the way, and with a quotient q the token's message there quotient / cavity times the transposed P.
- * room: batch * (2 * max(h, v) + 1); which: batch. */
+ * the free sites on the way, such that its sum over the values, each times its weight (NULL: 1), is 1; and with a quotient
+ * q the token's message there is quotient / cavity times the transposed P. room: batch * (2 * max(h, v) + 1); which:
+ * batch. */
 double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
                        const REAL *move, const REAL *latent, int64_t each, int64_t step, const uint8_t *free,
-                       const REAL *right, const REAL *quotient, REAL *said, REAL *left, REAL *cavity, REAL *room,
-                       int64_t *which) {
+                       const REAL *right, const REAL *weight, const REAL *quotient, REAL *said, REAL *left, REAL *cavity,
+                       REAL *room, int64_t *which) {
     const int64_t wide = h > v ? h : v;
     REAL *x = room, *y = room + batch * wide, *tops = y + batch * wide;
     double least = 1;
@@ -588,10 +679,13 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
         if (count) least = NAME(floor)(y, tops, count, v, least);
         for (int64_t c = 0; c < count; c++) {
             const int64_t at = (which[c] * sites + s) * v;
+            const REAL total = NAME(sum)(y + c * v, weight ? weight + at : NULL, v);
+            if (!(total > 0)) return -1;
             memcpy(cavity + at, y + c * v, sizeof(REAL) * v);
+            NAME(divide)(cavity + at, total, v);
             if (!quotient) continue;
 #pragma omp simd
-            for (int64_t i = 0; i < v; i++) x[c * v + i] = quotient[at + i] / y[c * v + i];
+            for (int64_t i = 0; i < v; i++) x[c * v + i] = quotient[at + i] / cavity[at + i];
         }
         if (count && quotient) {
             NAME(rows)(x, tokens, y, count, v, h);
@@ -607,6 +701,72 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
         NAME(rows)(x, move, y, batch, h, h);
         least = NAME(floor)(y, tops, batch, h, least);
         for (int64_t b = 0; b < batch; b++) memcpy(left + (b * sites + s + 1) * h, y + b * h, sizeof(REAL) * h);
+    }
+    return least;
+}
+
+/* The same with a quotient, and in the same pass, with messages of its own from the left, the prior's marginals, with which
+ * the targets are pooled before they are met (see pooled above): target becomes log q', weight q' / cavity and log_weight
+ * its logarithm at the free sites. Tokens have no weights of their own. mix: batch * 3; room: batch * (4 * max(h, v) + 2) +
+ * 2 * v. */
+double NAME(path_pool)(int64_t sites, int64_t batch, int64_t h, int64_t v, const REAL *emit, const REAL *tokens,
+                       const REAL *move, const REAL *latent, int64_t each, int64_t step, const uint8_t *free,
+                       const REAL *right, int64_t knots, const REAL *knot, const REAL *weights, const REAL *network,
+                       const REAL *alone, int64_t apart, REAL *said, REAL *left, REAL *prior, REAL *weight,
+                       REAL *log_weight, REAL *mix, REAL *room, int64_t *which) {
+    const int64_t wide = h > v ? h : v;
+    REAL *x = room, *y = x + 2 * batch * wide, *tops = y + 2 * batch * wide, *target = tops + 2 * batch, *log = target + v;
+    double least = 1;
+    for (int64_t b = 0; b < batch; b++) {
+        NAME(pooling)(knots, knot, weights, free + b * sites, sites, mix + b * 3);
+        for (int64_t i = 0; i < h; i++) left[b * sites * h + i] = prior[b * h + i] = 1;
+    }
+    for (int64_t s = 0; s < sites; s++) {
+        int64_t count = 0;
+        for (int64_t b = 0; b < batch; b++) count += free[b * sites + s];
+        for (int64_t b = 0, c = 0; c < count; b++) {
+            if (!free[b * sites + s]) continue;
+            const int64_t at = (b * sites + s) * h;
+            const REAL *z = latent + b * each + s * step;
+            const REAL one = NAME(meet)(z, prior + b * h, right + at, x + c * h, h);
+            const REAL two = NAME(meet)(z, left + at, right + at, x + (count + c) * h, h);
+            if (!one || !two) return -1;
+            tops[c] = one, tops[count + c] = two, which[c++] = b;
+        }
+        if (count) NAME(rows)(x, emit, y, 2 * count, h, v);
+        if (count) least = NAME(floor)(y, tops, 2 * count, v, least);
+        for (int64_t c = 0; c < count; c++) {
+            const int64_t b = which[c], at = (b * sites + s) * v;
+            REAL *p = y + c * v, *cavity = y + (count + c) * v, *q = x + c * v;
+            NAME(divide)(p, NAME(sum)(p, NULL, v), v);
+            NAME(divide)(cavity, NAME(sum)(cavity, NULL, v), v);
+            NAME(logarithms)(p, p, v);
+            NAME(pooled)(mix + b * 3, network + at, p, alone + b * apart + s * v, target, log, v);
+            NAME(logarithms)(cavity, log, v);
+#pragma omp simd
+            for (int64_t i = 0; i < v; i++) log_weight[at + i] = target[i] - log[i];
+            memcpy(q, target, sizeof(REAL) * v);
+            NAME(exponentiate)(q, v);
+#pragma omp simd
+            for (int64_t i = 0; i < v; i++) weight[at + i] = q[i] = q[i] / cavity[i];
+        }
+        if (count) NAME(rows)(x, tokens, y, count, v, h);
+        if (count) least = NAME(smallest)(y, count * h, 1, least);
+        for (int64_t b = 0; s + 1 < sites && b < batch; b++) {
+            const REAL *z = latent + b * each + s * step, *own = said + (b * sites + s) * h;
+            if (!(tops[b] = NAME(meet)(z, prior + b * h, own, x + b * h, h))) return -1;
+        }
+        for (int64_t c = 0; c < count; c++) memcpy(said + (which[c] * sites + s) * h, y + c * h, sizeof(REAL) * h);
+        if (s + 1 == sites) break;
+        for (int64_t b = 0; b < batch; b++) {
+            const int64_t at = (b * sites + s) * h, k = batch + b;
+            if (!(tops[k] = NAME(meet)(latent + b * each + s * step, left + at, said + at, x + k * h, h))) return -1;
+        }
+        NAME(rows)(x, move, y, 2 * batch, h, h);
+        least = NAME(floor)(y, tops, 2 * batch, h, least);
+        memcpy(prior, y, sizeof(REAL) * batch * h);
+        for (int64_t b = 0; b < batch; b++)
+            memcpy(left + (b * sites + s + 1) * h, y + (batch + b) * h, sizeof(REAL) * h);
     }
     return least;
 }

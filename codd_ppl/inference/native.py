@@ -16,16 +16,17 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["call", "call_each", "possible", "slices", "usable"]
+__all__ = ["Cut", "call", "call_each", "call_in_parts", "possible", "slices", "usable"]
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC")
@@ -93,6 +94,26 @@ def call_each(name: str, calls: Sequence[Sequence[Tensor | int | None]]) -> list
         return [call(name, *calls[0])]
     with ThreadPoolExecutor(len(calls)) as pool:  # a lasting one would not survive a fork
         return [done.result() for done in [pool.submit(call, name, *arguments) for arguments in calls]]
+
+
+Cut = Callable[[Tensor], Tensor]
+"""Takes a part of a tensor whose first dimension is the batch."""
+
+
+def call_in_parts(
+    name: str, batch: int, work: int, part: Callable[[Cut], Sequence[Tensor | int | None]]
+) -> float:
+    """A call for each of the :func:`slices` of a batch, at once; the smallest of what they return.
+
+    Args:
+        name: of the function.
+        batch, work: as in :func:`slices`.
+        part: the arguments for a part.
+    """
+    bounds = slices(batch, work)
+    if len(bounds) == 1:
+        return call(name, *part(lambda whole: whole))
+    return min(call_each(name, [part(itemgetter(slice(*some))) for some in bounds]))
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -75,10 +75,15 @@ class PathModel:
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """For what follows from these tables alone."""
 
-    def evidence(self, some: slice) -> tuple[Tensor, int, int]:
+    @cached_property
+    def messages(self) -> Tensor:
+        """Of a token without evidence to its latent, then of each known value: (1 + vocab, states)."""
+        return torch.cat((self.tokens.sum(0, keepdim=True), self.tokens))
+
+    def evidence(self, cut: native.Cut) -> tuple[Tensor, int, int]:
         """Of the latents, for a part of the batch, with its strides between batch elements and sites."""
         batch, sites, states = self.latent.shape
-        return (self.latent, 0, states) if batch == 1 else (self.latent[some], sites * states, states)
+        return (self.latent, 0, states) if batch == 1 else (cut(self.latent), sites * states, states)
 
 
 _models: dict[ContractionPlan, tuple[LogPotentials, PathModel]] = {}

@@ -49,6 +49,7 @@ def project(
     tokens: Int[Tensor, "*batch sites"] | None = None,
     candidates: int | None = None,
     start: Float[Tensor, "*batch sites vocab"] | None = None,
+    compiled: bool = True,
 ) -> Float[Tensor, "*batch sites vocab"]:
     """Log-weights w that give the masked sites the target marginals (I-projection of the prior).
 
@@ -72,6 +73,7 @@ def project(
             a (vocab x states) product for each masked site, as one of the two of a sweep (with ``candidates``:
             candidates rows; the others together begin at the geometric mean of their weights), and in return the first
             sweep has a residual, so that ``tolerance`` can end after it.
+        compiled: False leaves out the compiled passes, for a caller whose own :class:`HiddenPath` declined.
 
     Returns:
         log w, zero at sites that are not masked; -inf where the network or the prior rules a token out.
@@ -93,7 +95,7 @@ def project(
     model = None if transforming() or plan.junction is not None else hidden_markov(plan, names)
     shared = tables.batch_shape in ((), batch_shape)
     if model is not None and shared:
-        settings = (sweeps, tolerance, candidates, first)
+        settings = (sweeps, tolerance, candidates, first, compiled)
         found = _along_path(tables, model, log_potentials, names, log_targets, masked, tokens, *settings)
         if found is not None:
             return found.reshape(log_targets.shape)
@@ -141,6 +143,7 @@ def _along_path(
     tolerance: float,
     candidates: int | None,
     first: Tensor | None,
+    compiled: bool,
 ) -> Tensor | None:
     """Log-weights by the routes for hidden Markov models without a graph: compiled for small vocabularies, over the
 
@@ -149,11 +152,15 @@ def _along_path(
     whole, vocab = log_targets.shape[:-1], log_targets.shape[-1]
     hidden = masked.expand(whole)
     value = None if tokens is None else tokens.expand(whole)
-    rest = {key: table for key, table in log_potentials.items() if key != names}
-    evidence = log_potentials.get(names)
-    evidence = None if evidence is None else evidence.expand(log_targets.shape)
-    path = HiddenPath.of(tables.plan, rest, names, evidence, value, ~hidden)
-    fitted = None if path is None else path.project(log_targets, sweeps, tolerance, first)
+    fitted = None
+    if compiled:
+        rest = {key: table for key, table in log_potentials.items() if key != names}
+        evidence = log_potentials.get(names)
+        evidence = None if evidence is None else evidence.expand(log_targets.shape)
+        path = HiddenPath.of(tables.plan, rest, names, evidence, value, ~hidden)
+        if path is not None:
+            target = log_targets.masked_fill(~hidden[..., None], 0.0)
+            fitted = path.project(target, sweeps, tolerance, first)
     if fitted is not None:
         return fitted.log_weights
     if value is None or not path_tokens.usable(tables, model, names, log_targets, first):

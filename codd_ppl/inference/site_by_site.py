@@ -100,7 +100,10 @@ def draw_one_by_one(
 def draw_along_path(
     plan: ContractionPlan,
     log_potentials: LogPotentials,
-    leaves: Leaves,
+    log_evidence: Float[Tensor, "*batch sites vocab"],
+    tokens: Int[Tensor, "*batch sites"],
+    known: Bool[Tensor, "*batch sites"],
+    leaves: Leaves | None,
     turns: Turns,
     uniform: Float[Tensor, "*batch sites"],
     temperature: float,
@@ -110,13 +113,14 @@ def draw_along_path(
 
     Args:
         plan, log_potentials: of the law, without the evidence of the tokens.
-        leaves: its tokens, taken out of the graph.
+        log_evidence, tokens, known: of its tokens.
+        leaves: these taken out of the graph; not needed where ``path`` has its marginals.
         turns: as in :func:`draw_one_by_one`, or a callable that reads them off the marginals (*batch, sites, vocab),
             which have no meaning at known sites.
         uniform, temperature: as there.
         path: the law's messages, where they are at hand.
     """
-    known, count = leaves.known, leaves.known.shape[-1]
+    count = known.shape[-1]
     sites = tuple(f"x{i}" for i in range(count))
     model = None if plan.junction is not None else hidden_markov(plan, sites)
     if model is None or model.order != tuple(range(count)) or not known.numel():
@@ -128,11 +132,11 @@ def draw_along_path(
         tables.layout.shared.issuperset(range(run.start, run.stop)) and emission.single and transition.single
     ):
         return None
-    cursor = Cursor(tables, model, leaves, temperature, path)
+    cursor = Cursor(tables, model, log_evidence, leaves, temperature, path)
     if not isinstance(turns, Tensor):
         turns = turns(cursor.marginals().reshape(*known.shape, -1))
     turns = turns.masked_fill(known, -1)
     drawn = cursor.draw_all(turns.reshape(-1, count), uniform.reshape(-1, count).T.contiguous())
     if not cursor.safe:
         return None
-    return torch.where(turns >= 0, drawn.T.reshape(turns.shape), leaves.tokens)
+    return torch.where(turns >= 0, drawn.T.reshape(turns.shape), tokens)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from codd_ppl.errors import ConfigError
+from codd_ppl.inference import native
+from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float
 
 __all__ = ["LogarithmicPool"]
@@ -44,17 +46,13 @@ class LogarithmicPool(nn.Module):
     def at(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
         """Weights of network, prior and unconditional prior at some mask ratios."""
         shares = self.shares(ratio).to(self.weights)
-        return shares[..., 1:] @ self.weights + shares[..., :1] * self.weights.new_tensor([1.0, 0.0, 0.0])
+        return nn.functional.pad(shares[..., :1], (0, 2)) + shares[..., 1:] @ self.weights
 
     def shares(self, ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch knots"]:
         """How much of each knot is in the weights at a mask ratio, that at 0 first: linear interpolation."""
-        knots = self.knots.to(ratio)
-        right = torch.searchsorted(knots, ratio.contiguous()).clamp(1, len(knots) - 1)
-        low, high = knots[right - 1], knots[right]
-        share = ((ratio - low) / (high - low)).clamp(0, 1)[..., None]
-        place = torch.arange(len(knots), device=ratio.device)
-        right = right[..., None]
-        return share * (place == right) + (1 - share) * (place == right - 1)
+        low, high = self.knots[:-1].to(ratio), self.knots[1:].to(ratio)
+        passed = ((ratio[..., None] - low) / (high - low)).clamp(0, 1)  # of the way between neighbours
+        return nn.functional.pad(passed, (1, 0), value=1.0) - nn.functional.pad(passed, (0, 1))
 
     def forward(
         self,
@@ -69,16 +67,40 @@ class LogarithmicPool(nn.Module):
             network, prior, unconditional: normalised log-marginals.
             masked: sites to pool; their share is the mask ratio.
         """
+        logs = (network, prior, unconditional)
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (self.weights, *logs))
+        if not (recorded or transforming()) and len({t.dtype for t in logs}) == 1 and native.possible(*logs):
+            return self._compiled(*logs, masked)
         weights = self.at(masked.float().mean(-1))[..., None, None, :].to(network.dtype)
         out = (network == -torch.inf) | (prior == -torch.inf) | ~masked[..., None]
         total = torch.zeros_like(network)
-        for k, log in enumerate((network, prior, unconditional)):
+        for k, log in enumerate(logs):
             total = total + weights[..., k] * torch.where(out, 0.0, log)
         ruled_out = out & masked[..., None]
         # Where nothing is left the network has its way: the projection will say that it can't be met.
         empty = ruled_out.all(-1, keepdim=True)
         total = torch.where(empty, network, torch.where(ruled_out, -torch.inf, total))
         return torch.where(masked[..., None], total.log_softmax(-1), 0.0)
+
+    def _compiled(self, network: Tensor, prior: Tensor, alone: Tensor, masked: Tensor) -> Tensor:
+        """The same by the loop of ``native.c``."""
+        sites, vocab = network.shape[-2:]
+        each = 0 if alone.numel() == sites * vocab else sites * vocab
+        given = (network, prior, alone.expand_as(network) if each else alone)
+        network, prior, alone = (t.reshape(-1, sites, vocab).contiguous() for t in given)
+        masked = masked.reshape(-1, sites).contiguous()
+        knots, weights = self.knots.to(network.dtype), self.weights.detach().to(network.dtype).contiguous()
+        result = torch.empty_like(network)
+
+        def part(cut: native.Cut) -> tuple[Tensor | int, ...]:
+            own = cut(network)
+            return (
+                len(own), sites, vocab, len(weights), knots, weights, cut(masked), own, cut(prior),
+                cut(alone) if each else alone, each, cut(result), own.new_empty(vocab),
+            )  # fmt: skip
+
+        native.call_in_parts("pool", len(result), sites * vocab, part)
+        return result.view(given[0].shape)
 
     def extra_repr(self) -> str:
         """Weights by mask ratio."""

@@ -61,8 +61,9 @@ class Latent:
 
         z ~ p(z | xt),      x ~ p(x | z, xt)^(1/tau), normalised for this z.
 
-    tau = 1 is an exact joint draw. Which mixture component, tense or topic is written stays as random as it was; how it
-    is written is sharpened. Without latents (a chain over tokens) it is p(x_M | xt)^(1/tau) itself, exactly.
+    tau = 1 is an exact joint draw, and made as one. Which mixture component, tense or topic is written stays as random
+    as it was; how it is written is sharpened. Without latents (a chain over tokens) it is p(x_M | xt)^(1/tau) itself,
+    exactly.
 
     Raises:
         ConfigError: a temperature not above 0; at the draw, a law without ``sample_sharpened``.
@@ -82,6 +83,8 @@ class Latent:
         """One such sample of all masked sites."""
         if not isinstance(dist, LatentDistribution):
             raise _lacks(self, dist, "sample_sharpened(temperature, generator)")
+        if self.temperature == 1:
+            return dist.sample((), generator=generator)
         return dist.sample_sharpened(self.temperature, generator=generator)
 
 

@@ -51,7 +51,7 @@ class Case:
             self.known[:, 1] = False
         self.target = torch.randn(batch, SITES, vocab, generator=generator, dtype=torch.float64)
         self.target[:, 3, 0] = -math.inf
-        self.target = self.target.log_softmax(-1)
+        self.target = self.target.log_softmax(-1).masked_fill(self.known[..., None], 0.0)
 
     @property
     def path(self) -> HiddenPath:
@@ -86,6 +86,28 @@ def test_marginals_by_enumeration(kind):
     torch.testing.assert_close(case.path.marginals, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", ["plain", "latents", "tokens"])
+def test_log_marginals_are_of_the_free_tokens(kind):
+    case = Case(kind)
+    expected = case.path.marginals.log().masked_fill(case.known[..., None], 0.0)
+    torch.testing.assert_close(case.path.log_marginals, expected)
+
+
+def test_inputs_in_any_layout():
+    """Evidence and tokens that lie transposed in memory, as C would not read them."""
+    case = Case("tokens", batch=5, vocab=7)
+    expected = (case.path.marginals, case.path.mode, case.path.sample((3,), seeded(0)))
+    turned = [
+        t.transpose(0, 1).contiguous().transpose(0, 1) for t in (case.evidence, case.tokens, case.known)
+    ]
+    case.evidence = turned[0].mT.contiguous().mT
+    case.tokens, case.known = turned[1:]
+    assert not any(t.is_contiguous() for t in (case.evidence, case.tokens, case.known))
+    path = case.path
+    for found, one in zip((path.marginals, path.mode, path.sample((3,), seeded(0))), expected, strict=True):
+        assert found.equal(one)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "states,vocab,batch", [(1, 2, 1), (3, 5, 2), (17, 19, 9), (40, 33, 17), (130, 65, 5)]
@@ -110,6 +132,7 @@ def test_the_projection_is_the_sweep(kind, sweeps, tolerance, started, monkeypat
     target = case.target
     if kind == "tokens":  # what the prior rules out is not to be met
         target = target.masked_fill(case.evidence == -math.inf, -math.inf).log_softmax(-1)
+        target = target.masked_fill(case.known[..., None], 0.0)
     start = 0.3 * torch.randn(target.shape, generator=seeded(4), dtype=torch.float64) if started else None
     fitted = case.path.project(
         target, sweeps, tolerance, None if start is None else first_weights(start, target, ~case.known)
@@ -241,6 +264,130 @@ def test_a_pooled_layer_is_the_same_with_and_without(contextual, monkeypatch):
         other = layer(logits, hidden=hidden, tokens=case.tokens, known=case.known)
     torch.testing.assert_close(law.log_weights, other.log_weights, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(law.log_weights, torch.stack(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind,states,vocab,batch", [
+    ("plain", 1, 2, 1), ("latents", 3, 5, 2), ("plain", 17, 19, 9), ("latents", 40, 33, 17), ("plain", 130, 65, 5),
+])  # fmt: skip
+def test_one_pass_pools_and_projects_as_two(kind, states, vocab, batch, dtype, monkeypatch):
+    case, pool = Case(kind, batch, states, vocab, seed=states), LogarithmicPool((0.5, 1.0)).to(dtype)
+    torch.nn.init.normal_(pool.weights, generator=seeded(1))
+    case.prior = {key: table.to(dtype) for key, table in case.prior.items()}
+    path, network = case.path, case.target.to(dtype)
+    network[0] = torch.randn(SITES, vocab, generator=seeded(2), dtype=dtype).log_softmax(-1)
+    close = 1e-4 if dtype == torch.float32 else 1e-11
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        target = pool(network, path.log_marginals, path.unconditional().log_marginals, ~case.known)
+        two = path.project(target, 1, 0.0, None)
+        monkeypatch.setattr(native, "WORK", 1)
+        try:
+            for threads in (1, 2):  # 2: the batch in parts
+                torch.set_num_threads(threads)
+                one = case.path.project_pooled(network, pool.knots, pool.weights)
+                for name in ("log_weights", "said", "ahead"):
+                    torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=close, atol=close)
+                torch.testing.assert_close(
+                    one.weight[~case.known], two.weight[~case.known], rtol=close, atol=0
+                )
+        finally:
+            torch.set_num_threads(before)
+        assert one.log_weights[case.known].abs().sum() == 0
+        assert bool((one.log_weights[0, 3, 0] == -math.inf) == (network[0, 3, 0] == -math.inf))
+
+
+def test_a_pooled_step_draws_the_enumerated_law():
+    graph, case, draws = topologies.hidden_markov(SITES, VOCAB, STATES), Case("plain"), 20_000
+    layer = CouplingLayer(graph, VOCAB, pool=LogarithmicPool((0.5, 1.0)))
+    torch.nn.init.normal_(layer.pool.weights, std=0.5, generator=seeded(3))
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    with torch.no_grad():
+        law = layer(logits, tokens=case.tokens, known=case.known)
+        assert law._path is not None and law._path.ahead is not None
+        case.prior = {key: table.double() for key, table in layer.potentials().items()}
+    drawn = law.sample((draws,), generator=seeded(1)).unbind(1)
+    for one, expected in zip(drawn, case.sequences(law.log_weights.double()), strict=True):
+        assert chi_square_p_value(counts(one), expected) > 1e-3
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_a_step_calls(pooled, monkeypatch):
+    """Back, forth and back again; a pool costs no pass of its own, once its prior's marginals are known."""
+    case, called, call = Case("plain"), [], native.call
+    layer = CouplingLayer(case.graph, VOCAB, pool=LogarithmicPool() if pooled else None)
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    with torch.no_grad():
+        layer(logits, tokens=case.tokens, known=case.known)
+        monkeypatch.setattr(native, "call", lambda name, *args: (called.append(name), call(name, *args))[1])
+        layer(logits, tokens=case.tokens, known=case.known).sample()
+    assert called == ["path_right", "path_pool" if pooled else "path_left", "path_draw"]
+
+
+def test_a_step_that_is_declined_is_not_tried_again(monkeypatch):
+    case, tried = Case("plain"), []
+    layer, logits = CouplingLayer(case.graph, VOCAB), torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    with torch.no_grad():
+        expected = layer(logits, tokens=case.tokens, known=case.known).log_weights
+        monkeypatch.setattr(HiddenPath, "project", lambda *args: tried.append(1))
+        found = layer(logits, tokens=case.tokens, known=case.known)
+    assert len(tried) == 1 and found._given_path is None
+    torch.testing.assert_close(found.log_weights, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_type_than_the_tables_is_declined():
+    case = Case("plain")
+    with torch.no_grad():
+        assert case.path.project(case.target.float(), 1, 0.0, None) is None
+        assert (
+            case.path.project_pooled(case.target.float(), torch.tensor([0.0, 1.0]), torch.ones(1, 3)) is None
+        )
+    weights = torch.ones(1, 3, requires_grad=True)
+    assert case.path.project_pooled(case.target, torch.tensor([0.0, 1.0]), weights) is None
+
+
+def test_a_pool_is_trained_after_a_step_in_inference_mode():
+    """What is kept from step to step may come from there."""
+    case = Case("plain")
+    layer = CouplingLayer(case.graph, VOCAB, pool=LogarithmicPool((1.0,)))
+    for parameter in layer.potentials.parameters():
+        parameter.requires_grad_(False)
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    with torch.no_grad():
+        expected = layer(logits, tokens=case.tokens, known=case.known).log_weights
+    layer.potentials.start_from({key: table.clone() for key, table in layer.potentials().items()})
+    with torch.inference_mode():
+        layer(logits, tokens=case.tokens, known=case.known)
+    found = layer(logits, tokens=case.tokens, known=case.known).log_weights
+    torch.testing.assert_close(found.detach(), expected)
+    found[:, :, 0].sum().backward()
+    assert bool(layer.pool.weights.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("graph", [topologies.independent(SITES, VOCAB), topologies.chain(SITES, VOCAB)])
+def test_a_pool_beside_other_graphs(graph):
+    """Known sites count for nothing there, either."""
+    case, layer = Case("plain"), CouplingLayer(graph, VOCAB, pool=LogarithmicPool())
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0)).masked_fill(case.known[..., None], -math.inf)
+    with torch.no_grad():
+        law = layer(logits, tokens=case.tokens, known=case.known)
+        assert bool(law.log_partition.isfinite().all())
+        if not layer.warm_starts:
+            torch.testing.assert_close(law.log_partition, torch.zeros(3))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_logits_of_a_known_site_do_not_matter(pooled):
+    """Not even where they rule out every token, and the log-weights there are 0."""
+    graph, case = topologies.hidden_markov(SITES, VOCAB, 5), Case("plain")
+    layer = CouplingLayer(graph, VOCAB, pool=LogarithmicPool((1.0,)) if pooled else None)
+    logits = torch.randn(3, SITES, VOCAB, generator=seeded(0))
+    other = logits.masked_fill(case.known[..., None], -math.inf)
+    with torch.no_grad():
+        one, two = (layer(logit, tokens=case.tokens, known=case.known) for logit in (logits, other))
+    assert one._path is not None and one.log_weights.equal(two.log_weights)
+    assert bool((one.log_weights[case.known] == 0).all())
+    assert one.sample((9,), generator=seeded(1)).equal(two.sample((9,), generator=seeded(1)))
 
 
 def test_where_it_declines():

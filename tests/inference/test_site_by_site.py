@@ -93,9 +93,9 @@ def test_the_cursor_draws_what_full_queries_draw_from_the_same_numbers(
         monkeypatch.setattr(native, "usable", lambda *_: False)
     dist = law(topologies.hidden_markov(9, 5, 4), 5, batch=6, known=0.3, dtype=dtype)
     for turns in (torch.randint(-1, 4, (6, 9), generator=seeded(2)), torch.arange(9).flip(0).expand(6, 9)):
-        assert draw_along_path(
-            dist.plan, dist._potentials, dist._leaves, turns, torch.rand(6, 9, dtype=torch.float64), temperature
-        ) is not None  # fmt: skip
+        tokens, uniform = (dist._evidence, dist.tokens, dist.known), torch.rand(6, 9, dtype=torch.float64)
+        given = (dist.plan, dist._potentials, *tokens, dist._leaves, turns, uniform, temperature)
+        assert draw_along_path(*given) is not None
         fast = dist.sample_in_turns(turns, temperature, seeded(3))
         with monkeypatch.context() as patch:
             patch.setattr(decoding, "draw_along_path", lambda *_: None)
@@ -103,6 +103,13 @@ def test_the_cursor_draws_what_full_queries_draw_from_the_same_numbers(
         assert torch.equal(fast, slow)
         assert torch.equal(fast[dist.known], dist.tokens[dist.known])
         assert (fast[(turns < 0) & ~dist.known] == 0).all()
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
+def test_the_leaves_are_not_made_where_the_path_serves():
+    dist = law(topologies.hidden_markov(9, 5, 4), 5, batch=6, known=0.3)
+    dist.sample_in_turns(torch.arange(9).expand(6, 9), 0.7, seeded(0))
+    assert dist._path is not None and "_leaves" not in dist.__dict__
 
 
 def test_turns_may_be_read_off_the_marginals():

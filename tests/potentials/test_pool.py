@@ -5,6 +5,7 @@ import torch
 
 from codd_ppl import CouplingLayer, topologies
 from codd_ppl.errors import ConfigError
+from codd_ppl.inference import native
 from codd_ppl.potentials import LatentPotentials, LogarithmicPool
 from codd_ppl.testing import brute_marginals
 
@@ -54,6 +55,39 @@ def test_the_formula_and_what_is_ruled_out():
     assert found[0, 1] == -torch.inf and found[1, 2] == -torch.inf and bool(found.exp().isfinite().all())
     # No token is possible for both: the network's own law is left, for the projection to name the site.
     torch.testing.assert_close(found[2], network[2].log_softmax(-1))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("vocab,own", [(2, False), (3, True), (16, False), (65, True), (70, False)])
+def test_the_compiled_loop_is_the_same(vocab, own, dtype, monkeypatch):
+    """At any mask ratio, however the inputs lie in memory, with tokens ruled out by either and by both together."""
+    generator, pool = torch.Generator().manual_seed(vocab), LogarithmicPool((0.25, 0.5, 1.0)).to(dtype)
+    torch.nn.init.normal_(pool.weights, generator=generator)
+    network, prior, alone = (
+        torch.randn(vocab, 4, 6, generator=generator, dtype=dtype).permute(2, 1, 0).log_softmax(-1)
+        for _ in range(3)
+    )
+    network[0, 1, 0] = prior[1, 2, vocab // 2] = -torch.inf
+    network[2, 3, : vocab // 2], prior[2, 3, vocab // 2 :] = -torch.inf, -torch.inf
+    masked = torch.linspace(0, 1, 6)[:, None] > torch.rand(4, 6, generator=generator).T
+    masked[0], masked[2] = True, True
+    network[~masked] = torch.nan  # not read
+    assert not masked.is_contiguous()
+    inputs = (network, prior, alone if own else alone[0], masked)
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        try:
+            torch.set_num_threads(2)
+            monkeypatch.setattr(native, "WORK", 1)  # the batch in parts
+            found = pool(*inputs)
+        finally:
+            torch.set_num_threads(before)
+        monkeypatch.setattr(native, "library", lambda: None)
+        expected = pool(*inputs)
+    close = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
+    assert bool((found[~masked] == 0).all())
 
 
 def test_prior_marginals_are_those_of_enumeration():

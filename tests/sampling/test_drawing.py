@@ -153,6 +153,17 @@ def test_the_k_best_are_ranked_by_the_tokens_alone(name):
     assert torch.allclose(logs[0, :3].exp(), dist.marginals[0, 0].sort(descending=True).values)
 
 
+def test_at_temperature_1_a_latent_draw_is_the_joint_one():
+    denoiser, coupling = models()
+    drawn = [
+        Sampler(denoiser, coupling, "random_order", steps=2, drawing=draw)
+        .generate(torch.full((1, 4), 3), seeded(4))
+        .tokens
+        for draw in ("joint", "latent", "any_order")
+    ]
+    assert drawn[0].equal(drawn[1]) and drawn[0].equal(drawn[2])
+
+
 def test_modes_need_no_randomness():
     denoiser, coupling = models()
     for draw in ("mode", "k_best"):
