@@ -15,6 +15,7 @@ from codd_ppl.graphs import FactorGraph
 from codd_ppl.graphs.properties import directed_parents
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
+from codd_ppl.inference.hidden_projection import project_path, project_path_pooled
 from codd_ppl.inference.projection import project
 from codd_ppl.inference.tables import Tables
 from codd_ppl.inference.transforms import transforming
@@ -222,14 +223,14 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         path = HiddenPath.of(self.plan, potentials, self._names, prior, tokens, known)
         fitted = None
         if path is not None and self.pool is not None and begin is None and self.sweeps == 1:
-            fitted = path.project_pooled(log_q, self.pool.knots, self.pool.weights)
+            fitted = project_path_pooled(path, log_q, self.pool.knots, self.pool.weights)
         if fitted is None and self.pool is not None:
             log_q = self.pool(
                 log_q, *self._prior_marginals(potentials, tokens, known, log_q.dtype, path), ~known
             )
         if fitted is None and path is not None:
             first = None if begin is None else first_weights(begin, log_q, ~known)
-            fitted = path.project(log_q, self.sweeps, self.tolerance, first)
+            fitted = project_path(path, log_q, self.sweeps, self.tolerance, first)
         if fitted is not None and fitted.log_weights is not None:
             weights = fitted.log_weights.reshape(log_q.shape)
         else:

@@ -9,7 +9,8 @@ latent, l_i the evidence of this one, and f and b the messages from the left and
 each needs a pass one way only: the marginals are c_i times the evidence; the projection, site by site, goes to the
 right with m_i = (q_i / c_i) P^T against the b of the prior, and leaves the f from which a draw goes back to the left.
 Where q is pooled with the prior's marginals, the prior's own f goes to the right along with that one.
-Draws of one site after the other (:mod:`codd_ppl.inference.site_by_site`) start from f and b, too.
+The projection is in :mod:`codd_ppl.inference.hidden_projection`; draws of one site after the other
+(:mod:`codd_ppl.inference.site_by_site`) start from f and b, too.
 
 The passes are loops of ``native.c``. Where that can't be had, linear space is not safe or a derivative is asked for,
 every answer here is None, and the general queries give it.
@@ -18,7 +19,7 @@ every answer here is None, and the general queries give it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -107,7 +108,7 @@ class HiddenPath:
         return cls(model, value, free, weight, said)
 
     @property
-    def _limit(self) -> float:
+    def limit(self) -> float:
         """What results must exceed, where sums of so many terms may have lost some to underflow."""
         return safe_floor(self.said.dtype) * max(self.model.emit.shape)
 
@@ -124,13 +125,13 @@ class HiddenPath:
                 said.new_empty(len(said) * (2 * states + 1)),
             )  # fmt: skip
 
-        least = self._run("path_right", part)
-        return result if least > self._limit else None
+        least = self.run("path_right", part)
+        return result if least > self.limit else None
 
     @cached_property
     def left(self) -> Float[Tensor, "batch sites states"] | None:
         """Messages from the left."""
-        return self.ahead if self.ahead is not None else self._to_the_right()
+        return self.ahead if self.ahead is not None else self.to_the_right()
 
     @cached_property
     def free_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
@@ -138,7 +139,7 @@ class HiddenPath:
         if self.right is None:
             return None
         cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
-        if self._to_the_right(cavity, self.weight) is None:
+        if self.to_the_right(cavity, self.weight) is None:
             return None
         return cavity if self.weight is None else torch.where(self.free[..., None], cavity * self.weight, 1.0)
 
@@ -168,89 +169,6 @@ class HiddenPath:
             found = HiddenPath(self.model, tokens, free, None, said)
             self.model.memory["unconditional"] = found
         return found
-
-    def project(
-        self,
-        log_targets: Float[Tensor, "*batch sites vocab"],
-        sweeps: int,
-        tolerance: float,
-        start: Float[Tensor, "*batch sites vocab"] | None,
-    ) -> HiddenPath | None:
-        """The I-projection onto these marginals at the free sites, as :func:`codd_ppl.inference.projection.project`.
-
-        Args:
-            log_targets: log q, normalised; 0 where the token is known.
-            sweeps, tolerance: as there.
-            start: log-weights to begin with, from :func:`codd_ppl.inference.first_weights.first_weights`; None: all 1.
-        """
-        learned = log_targets.requires_grad or (start is not None and start.requires_grad)
-        if (torch.is_grad_enabled() and learned) or log_targets.dtype != self.said.dtype:
-            return None
-        free, own = self.free[..., None], self.weight
-        log_targets = log_targets.reshape(*self.free.shape, -1)
-        start = None if start is None else start.reshape(log_targets.shape)
-        possible = None if own is None else own > 0
-        quotient = log_targets.exp().contiguous()
-        if possible is not None:
-            quotient = torch.where(possible, quotient, 0.0)
-        now, weights = self, start
-        if start is not None:
-            first = linear_form(start, -1) if own is None else own * linear_form(start, -1)
-            now = replace(self, said=torch.where(free, first @ self.model.tokens, self.said))
-        for _ in range(sweeps):
-            if now.right is None:
-                return None
-            said, cavity = now.said.clone(), torch.ones_like(quotient)
-            left = now._to_the_right(cavity, own, quotient, said)
-            if left is None:
-                return None
-            fitted = log_targets - cavity.log()
-            if own is not None and possible is not None:
-                fitted = torch.where(free, torch.where(possible, fitted - own.log(), -torch.inf), 0.0)
-            before, weights = weights, fitted
-            now = HiddenPath(self.model, self.tokens, self.free, quotient / cavity, said, left, fitted)
-            if before is not None and tolerance > 0 and _change(weights, before) <= tolerance:
-                break
-        return now
-
-    def project_pooled(
-        self,
-        log_network: Float[Tensor, "*batch sites vocab"],
-        knots: Float[Tensor, " shares"],
-        weights: Float[Tensor, "knots 3"],
-    ) -> HiddenPath | None:
-        """The same in one sweep onto a logarithmic pool (:class:`codd_ppl.potentials.LogarithmicPool`) of the network's
-
-        and the prior's marginals: these are read off messages that go to the right along with those of the fit. For
-        tokens without evidence of their own.
-
-        Args:
-            log_network: log-marginals of the network, normalised.
-            knots, weights: of the pool.
-        """
-        learned = torch.is_grad_enabled() and (log_network.requires_grad or weights.requires_grad)
-        alone = None if self.weight is not None or learned else self.unconditional().log_marginals
-        if alone is None or self.right is None or log_network.dtype != self.said.dtype:
-            return None
-        (batch, sites, states), model, vocab = self.said.shape, self.model, self.model.emit.shape[1]
-        right, network = self.right, log_network.reshape(batch, sites, vocab).contiguous()
-        knots, weights = (t.detach().to(network).contiguous() for t in (knots, weights))
-        said, left, weight = self.said.clone(), torch.empty_like(self.said), torch.ones_like(network)
-        log_weights, wide = torch.zeros_like(network), max(states, vocab)
-
-        def part(cut: native.Cut) -> Arguments:
-            own, apart = cut(said), 0 if len(alone) == 1 else sites * vocab
-            count = len(own)
-            return (
-                sites, count, states, vocab, model.emit, model.tokens, model.move, *model.evidence(cut), cut(self.free),
-                cut(right), len(weights), knots, weights, cut(network), cut(alone) if apart else alone, apart, own,
-                cut(left), own.new_empty(count * states), cut(weight), cut(log_weights), own.new_empty(count * 3),
-                own.new_empty(count * (4 * wide + 2) + 2 * vocab), self.tokens.new_empty(count),
-            )  # fmt: skip
-
-        if self._run("path_pool", part) <= self._limit:
-            return None
-        return HiddenPath(model, self.tokens, self.free, weight, said, left, log_weights)
 
     def sample(
         self, sample_shape: Sequence[int], generator: torch.Generator | None
@@ -290,7 +208,7 @@ class HiddenPath:
                 own.new_empty(2 * states + 1),
             )  # fmt: skip
 
-        return result if self._run("path_best", part) > self._limit else None
+        return result if self.run("path_best", part) > self.limit else None
 
     def _draw(
         self, left: Tensor, generator: torch.Generator | None, values: Tensor | None = None
@@ -309,12 +227,12 @@ class HiddenPath:
         )  # fmt: skip
         return result
 
-    def _run(self, name: str, part: Callable[[native.Cut], Arguments]) -> float:
+    def run(self, name: str, part: Callable[[native.Cut], Arguments]) -> float:
         """A loop over parts of the batch, each in a thread of its own; the smallest of what they return."""
         batch, sites, states = self.said.shape
         return native.call_in_parts(name, batch, sites * states * states, part)
 
-    def _to_the_right(
+    def to_the_right(
         self,
         cavity: Tensor | None = None,
         weight: Tensor | None = None,
@@ -335,10 +253,5 @@ class HiddenPath:
                 self.tokens.new_empty(len(own)),
             )  # fmt: skip
 
-        least = self._run("path_left", part)
-        return left if least > self._limit else None
-
-
-def _change(weights: Tensor, before: Tensor) -> float:
-    difference = weights - before
-    return float(torch.where(torch.isfinite(difference), difference, 0.0).abs().amax())
+        least = self.run("path_left", part)
+        return left if least > self.limit else None

@@ -26,6 +26,7 @@ from codd_ppl.errors import ConfigError, PotentialsError
 from codd_ppl.inference import clique_projection, loopy, path_tokens
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
+from codd_ppl.inference.hidden_projection import project_path
 from codd_ppl.inference.path_model import HiddenMarkov, hidden_markov
 from codd_ppl.inference.path_projection import sweep_path
 from codd_ppl.inference.semirings import LogSemiring
@@ -160,7 +161,7 @@ def _along_path(
         path = HiddenPath.of(tables.plan, rest, names, evidence, value, ~hidden)
         if path is not None:
             target = log_targets.masked_fill(~hidden[..., None], 0.0)
-            fitted = path.project(target, sweeps, tolerance, first)
+            fitted = project_path(path, target, sweeps, tolerance, first)
     if fitted is not None:
         return fitted.log_weights
     if value is None or not path_tokens.usable(tables, model, names, log_targets, first):

@@ -12,6 +12,7 @@ from codd_ppl.errors import InfeasibleError, PotentialsError
 from codd_ppl.inference import native
 from codd_ppl.inference.first_weights import first_weights
 from codd_ppl.inference.hidden_path import HiddenPath
+from codd_ppl.inference.hidden_projection import project_path, project_path_pooled
 from codd_ppl.inference.projection import project
 from codd_ppl.potentials import ContextualLatentPotentials, LogarithmicPool
 from codd_ppl.testing import (
@@ -134,8 +135,12 @@ def test_the_projection_is_the_sweep(kind, sweeps, tolerance, started, monkeypat
         target = target.masked_fill(case.evidence == -math.inf, -math.inf).log_softmax(-1)
         target = target.masked_fill(case.known[..., None], 0.0)
     start = 0.3 * torch.randn(target.shape, generator=seeded(4), dtype=torch.float64) if started else None
-    fitted = case.path.project(
-        target, sweeps, tolerance, None if start is None else first_weights(start, target, ~case.known)
+    fitted = project_path(
+        case.path,
+        target,
+        sweeps,
+        tolerance,
+        None if start is None else first_weights(start, target, ~case.known),
     )
     monkeypatch.setattr(native, "library", lambda: None)
     prior = case.prior if case.evidence is None else {**case.prior, case.names: case.evidence}
@@ -157,7 +162,7 @@ def test_draws_have_the_enumerated_law(kind):
 
 def test_a_projection_hands_its_messages_to_the_draw():
     case = Case("latents")
-    fitted = case.path.project(case.target, 2, 0.0, None)
+    fitted = project_path(case.path, case.target, 2, 0.0, None)
     expected = case.sequences(fitted.log_weights)
     for drawn, law in zip(fitted.sample((20_000,), seeded(2)).unbind(1), expected, strict=True):
         assert chi_square_p_value(counts(drawn), law) > 1e-3
@@ -220,7 +225,7 @@ def test_a_batch_in_parts():
         for threads in (1, 3):
             torch.set_num_threads(threads)
             assert len(native.slices(7, SITES * 300 * 300)) == threads
-            fitted = case.path.project(case.target, 2, 0.0, None)
+            fitted = project_path(case.path, case.target, 2, 0.0, None)
             found.append((case.path.marginals, fitted.log_weights, fitted.sample((2,), seeded(0))))
     finally:
         torch.set_num_threads(before)
@@ -280,12 +285,12 @@ def test_one_pass_pools_and_projects_as_two(kind, states, vocab, batch, dtype, m
     before = torch.get_num_threads()
     with torch.no_grad():
         target = pool(network, path.log_marginals, path.unconditional().log_marginals, ~case.known)
-        two = path.project(target, 1, 0.0, None)
+        two = project_path(path, target, 1, 0.0, None)
         monkeypatch.setattr(native, "WORK", 1)
         try:
             for threads in (1, 2):  # 2: the batch in parts
                 torch.set_num_threads(threads)
-                one = case.path.project_pooled(network, pool.knots, pool.weights)
+                one = project_path_pooled(case.path, network, pool.knots, pool.weights)
                 for name in ("log_weights", "said", "ahead"):
                     torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=close, atol=close)
                 torch.testing.assert_close(
@@ -329,7 +334,8 @@ def test_a_step_that_is_declined_is_not_tried_again(monkeypatch):
     layer, logits = CouplingLayer(case.graph, VOCAB), torch.randn(3, SITES, VOCAB, generator=seeded(0))
     with torch.no_grad():
         expected = layer(logits, tokens=case.tokens, known=case.known).log_weights
-        monkeypatch.setattr(HiddenPath, "project", lambda *args: tried.append(1))
+        for module in ("coupling", "inference.projection"):
+            monkeypatch.setattr(f"codd_ppl.{module}.project_path", lambda *args: tried.append(1))
         found = layer(logits, tokens=case.tokens, known=case.known)
     assert len(tried) == 1 and found._given_path is None
     torch.testing.assert_close(found.log_weights, expected, rtol=1e-5, atol=1e-5)
@@ -338,12 +344,13 @@ def test_a_step_that_is_declined_is_not_tried_again(monkeypatch):
 def test_another_type_than_the_tables_is_declined():
     case = Case("plain")
     with torch.no_grad():
-        assert case.path.project(case.target.float(), 1, 0.0, None) is None
+        assert project_path(case.path, case.target.float(), 1, 0.0, None) is None
         assert (
-            case.path.project_pooled(case.target.float(), torch.tensor([0.0, 1.0]), torch.ones(1, 3)) is None
+            project_path_pooled(case.path, case.target.float(), torch.tensor([0.0, 1.0]), torch.ones(1, 3))
+            is None
         )
     weights = torch.ones(1, 3, requires_grad=True)
-    assert case.path.project_pooled(case.target, torch.tensor([0.0, 1.0]), weights) is None
+    assert project_path_pooled(case.path, case.target, torch.tensor([0.0, 1.0]), weights) is None
 
 
 def test_a_pool_is_trained_after_a_step_in_inference_mode():
@@ -404,7 +411,7 @@ def test_where_it_declines():
     assert HiddenPath.of(case.plan, unary, *args) is None
     tree = topologies.latent_tree(SITES, VOCAB, STATES)
     assert HiddenPath.of(compile(tree), random_log_potentials(tree), tree.tokens, *args[1:]) is None
-    assert case.path.project(case.target.requires_grad_(), 1, 0.0, None) is None
+    assert project_path(case.path, case.target.requires_grad_(), 1, 0.0, None) is None
 
 
 def test_underflow_is_left_to_log_space():
