@@ -117,7 +117,7 @@ class Decoding:
         if "marginals" in self.__dict__ and not isinstance(turns, Tensor):
             turns = turns(self.marginals)
         with torch.no_grad():
-            ready = self._path is not None and self._path.marginals is not None
+            ready = self._path is not None and self._path.free_marginals is not None
             leaves = None if ready else self._leaves
             if ready or leaves is not None:
                 tokens = (self._evidence, self.tokens, self.known)

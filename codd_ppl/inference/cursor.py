@@ -6,9 +6,10 @@ See :mod:`codd_ppl.inference.site_by_site`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codd_ppl.inference import native
 from codd_ppl.inference.hidden_path import HiddenPath
@@ -18,7 +19,7 @@ from codd_ppl.inference.products import invert, transposed_times
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Float, Int
 
-__all__ = ["Cursor", "sharpened_draw", "visits"]
+__all__ = ["Cursor", "Visits", "sharpened_draw"]
 
 COMPILED = 1 << 20
 """Entries of an emission table up to which the compiled loop is the faster one."""
@@ -27,22 +28,47 @@ BELOW_ONE = 1 - 2**-50
 """Uniform numbers are multiplied by it, so that their product with a sum stays below the sum."""
 
 
-def visits(turns: Int[Tensor, "batch sites"]) -> Iterator[tuple[int, Tensor]]:
-    """Sites in the order in which they are visited, and the rows that draw there.
+@dataclass(frozen=True)
+class Visits:
+    """Sites in the order in which they are visited, and the rows of the batch that draw there.
 
-    Turn 0 goes along the sites, turn 1 back, turn 2 along them again; rows meet at the same site.
+    Attributes:
+        places: the sites.
+        starts: where the rows of each visit begin, and the end of the last.
+        rows: those of all visits in one piece.
     """
-    sites, count = turns.shape[1], int(turns.max()) + 1 if turns.numel() else 0
-    place = torch.arange(sites, device=turns.device)
-    turn = turns.clamp_min(0)
-    key = turn * sites + torch.where(turn % 2 == 0, place, sites - 1 - place)
-    key = torch.where(turns >= 0, key, count * sites)  # last, and left out
-    order = key.T.flatten().argsort(stable=True)
-    sizes = key.flatten().bincount(minlength=count * sites + 1)[:-1].tolist()
-    rows = (order % turns.shape[0])[: sum(sizes)].split([size for size in sizes if size])
-    keys = (k for k, size in enumerate(sizes) if size)
-    for k, row in zip(keys, rows, strict=True):
-        yield (k % sites if k // sites % 2 == 0 else sites - 1 - k % sites), row
+
+    places: Int[Tensor, " visits"]
+    starts: Int[Tensor, " ends"]
+    rows: Int[Tensor, " draws"]
+
+    @classmethod
+    def to(cls, site: int, device: torch.device) -> Visits:
+        """One visit where nothing is drawn."""
+        return cls(*(torch.tensor(value, dtype=torch.int64, device=device) for value in ([site], [0, 0], [])))
+
+    @classmethod
+    def of(cls, turns: Int[Tensor, "batch sites"]) -> Visits:
+        """Turn 0 goes along the sites, turn 1 back, turn 2 along them again; rows meet at the same site.
+
+        Sites with a negative turn are left out.
+        """
+        batch, sites = turns.shape
+        turn = turns.clamp_min(0)
+        place = torch.arange(sites, device=turns.device)
+        key = turn * sites + torch.where(turn % 2 == 0, place, sites - 1 - place)
+        last = (int(turns.max()) + 1) * sites if turns.numel() else 0
+        key = key.masked_fill(turns < 0, last)
+        order, sizes = key.T.flatten().argsort(stable=True), key.flatten().bincount(minlength=last + 1)[:last]
+        asked = sizes.nonzero()[:, 0]
+        step, turn = asked % sites, asked // sites
+        places = torch.where(turn % 2 == 0, step, sites - 1 - step)
+        starts = nn.functional.pad(sizes[asked].cumsum(0), (1, 0))
+        return cls(places, starts, order[: int(starts[-1])] % batch)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """Each site and the rows that draw there."""
+        return zip(self.places.tolist(), self.rows.split(self.starts.diff().tolist()), strict=True)
 
 
 def sharpened_draw(weights: Tensor, uniform: Tensor, temperature: float) -> Tensor:
@@ -56,11 +82,10 @@ class Cursor:
     """A place on the path, and the messages that meet there, all laid out (sites, batch, states).
 
     Args:
-        tables, model: of the law, a hidden Markov model whose path is in reading order.
-        log_evidence: of its tokens.
-        leaves: these taken out of the graph; None where ``path`` has its marginals.
+        log_evidence: of the tokens of a law, a hidden Markov model whose path is in reading order.
         temperature: of the draws.
-        path: its messages, where they are at hand.
+        start: its messages, where they are at hand and have its marginals; or its tables, where they are, and its
+            tokens taken out of the graph.
 
     Attributes:
         place: where it stands; None: anywhere, as nothing was drawn since both sweeps.
@@ -71,31 +96,23 @@ class Cursor:
 
     def __init__(
         self,
-        tables: Tables,
-        model: HiddenMarkov,
         log_evidence: Float[Tensor, "*batch sites vocab"],
-        leaves: Leaves | None,
         temperature: float,
-        path: HiddenPath | None = None,
+        start: HiddenPath | tuple[Tables, HiddenMarkov, Leaves],
     ) -> None:
-        emission = tables.step(model.emission)
         self.log_evidence = log_evidence.reshape(-1, *log_evidence.shape[-2:])
-        self.emit = emission.stored[0, 0]
-        self.ahead = linear_form(tables.step(model.transition).log[0, 0].T).contiguous()
-        self.behind = self.ahead.T.contiguous()
         self.temperature = temperature
         self.floors: list[Tensor] = []
         self._marginals: Tensor | None = None
         self.place: int | None = None
-        if path is not None and path.marginals is not None:
-            self._begin_at(path)
+        if isinstance(start, HiddenPath):
+            self._begin_at(start)
         else:
-            assert leaves is not None
-            self._begin(tables, model, leaves)
+            self._begin(*start)
         small = self.emit.numel() <= COMPILED and self.emit.dtype == self.said.dtype
         self.native = small and native.usable(self.said.shape[-1], self.emit, self.said)
         if self._marginals is None:
-            self._visit([(0, self._none)], None)
+            self._visit(Visits.to(0, self.said.device), None)
 
     def _begin_at(self, path: HiddenPath) -> None:
         """Anywhere, as the messages from both sides are at hand."""
@@ -103,12 +120,15 @@ class Cursor:
         latent = path.model.latent.expand_as(path.said)
         found = (latent, path.said * latent, path.left, path.right)
         self.latent, self.said, self.left, self.right = (t.transpose(0, 1).contiguous() for t in found)
-        self.emit = path.model.tokens
-        self._marginals = path.marginals
+        self.emit, self.ahead, self.behind = path.model.tokens, path.model.move, path.model.back
+        self._marginals = path.free_marginals
 
     def _begin(self, tables: Tables, model: HiddenMarkov, leaves: Leaves) -> None:
         """At the last site, with the messages of the tokens alone."""
         emission, (message,) = tables.step(model.emission), leaves.messages
+        self.emit = emission.stored[0, 0]
+        self.ahead = linear_form(tables.step(model.transition).log[0, 0].T).contiguous()
+        self.behind = self.ahead.T.contiguous()
         count, states = message.shape[-2:]
         own = tables.evidence(model.latents)
         log = (message.reshape(-1, count, states) + own).transpose(0, 1)
@@ -122,7 +142,7 @@ class Cursor:
         """Of all sites, before the first draw."""
         if self._marginals is not None:
             return self._marginals
-        self._visit([(len(self.said) - 1, self._none)], None)
+        self._visit(Visits.to(len(self.said) - 1, self.said.device), None)
         self.place = None
         belief = self.left * self.right * self.latent
         belief = (belief / belief.amax(-1, keepdim=True)).transpose(0, 1)
@@ -131,20 +151,16 @@ class Cursor:
         weights *= transposed_times(belief.flatten(0, 1), self.emit).view_as(weights)
         return weights.div_(weights.sum(-1, keepdim=True))
 
-    @property
-    def _none(self) -> Tensor:
-        return torch.empty(0, dtype=torch.int64, device=self.said.device)
-
     def draw_all(self, turns: Tensor, uniform: Tensor) -> Tensor:
         """Tokens (sites, batch), 0 where nothing is drawn, from turns (batch, sites) and numbers (sites, batch)."""
-        return self._visit(list(visits(turns)), uniform)
+        return self._visit(Visits.of(turns), uniform)
 
-    def _visit(self, todo: list[tuple[int, Tensor]], uniform: Tensor | None) -> Tensor:
-        """Go to each site of a list and draw for the rows there."""
+    def _visit(self, todo: Visits, uniform: Tensor | None) -> Tensor:
+        """Go to each site and draw for the rows there."""
         drawn = torch.zeros(self.said.shape[:2], dtype=torch.int64, device=self.said.device)
-        if not todo:
+        if not len(todo.places):
             return drawn
-        self.place = todo[0][0] if self.place is None else self.place
+        self.place = int(todo.places[0]) if self.place is None else self.place
         if self.native:
             self._visit_native(todo, uniform, drawn)
             return drawn
@@ -157,20 +173,18 @@ class Cursor:
                 drawn[site, rows] = self._draw(uniform[site] if every else uniform[site, rows], part)
         return drawn
 
-    def _visit_native(self, todo: list[tuple[int, Tensor]], uniform: Tensor | None, drawn: Tensor) -> None:
+    def _visit_native(self, todo: Visits, uniform: Tensor | None, drawn: Tensor) -> None:
         """The same by the loop of ``native.c``."""
         (sites, batch, states), vocab, emit = self.said.shape, self.emit.shape[0], self.emit.contiguous()
-        place = torch.tensor([site for site, _ in todo])
-        start = torch.tensor([0, *(len(rows) for _, rows in todo)]).cumsum(0)
         room = self.said.new_empty(batch * (states + vocab) + vocab)
         least = native.call(
-            "turns", len(todo), place, start, torch.cat([rows for _, rows in todo]), self.place, sites, batch, states,
+            "turns", len(todo.places), todo.places, todo.starts, todo.rows, self.place, sites, batch, states,
             vocab, emit, self.emit.T.contiguous(), self.ahead, self.behind, self.latent, self.log_evidence.contiguous(),
             torch.tensor(self.temperature, dtype=torch.float64), None if uniform is None else uniform * BELOW_ONE,
             self.said, self.left, self.right, drawn, room,
         )  # fmt: skip
         self.floors.append(self.said.new_tensor([[least]]))
-        self.place = todo[-1][0]
+        self.place = int(todo.places[-1])
 
     def _go(self, site: int) -> None:
         """Move to a site."""

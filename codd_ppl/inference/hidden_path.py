@@ -131,17 +131,35 @@ class HiddenPath:
     @cached_property
     def left(self) -> Float[Tensor, "batch sites states"] | None:
         """Messages from the left."""
-        return self.ahead if self.ahead is not None else self.to_the_right()
+        if self.ahead is not None:
+            return self.ahead
+        found = self.__dict__.get("_meeting")  # there if marginals were asked for
+        return self.to_the_right() if found is None else found[0]
+
+    @cached_property
+    def _meeting(self) -> tuple[Tensor, Tensor] | None:
+        """Messages from the left, and cavities of the free tokens so that marginals sum to 1, 1 elsewhere; in one
+
+        pass, or with messages that are at hand in none.
+        """
+        if self.right is None:
+            return None
+        if self.ahead is not None:
+            cavity = (self.ahead * self.right * self.model.latent) @ self.model.emit
+            total = (cavity if self.weight is None else cavity * self.weight).sum(-1, keepdim=True)
+            safe = float(total.amin()) > self.limit
+            return (self.ahead, (cavity / total).where(self.free[..., None], 1.0)) if safe else None
+        cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
+        left = self.to_the_right(cavity, self.weight)
+        return None if left is None else (left, cavity)
 
     @cached_property
     def free_marginals(self) -> Float[Tensor, "batch sites vocab"] | None:
         """Probabilities of each free token's values; all 1 where the token is known."""
-        if self.right is None:
+        if (found := self._meeting) is None:
             return None
-        cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
-        if self.to_the_right(cavity, self.weight) is None:
-            return None
-        return cavity if self.weight is None else torch.where(self.free[..., None], cavity * self.weight, 1.0)
+        free = self.free[..., None]
+        return found[1] if self.weight is None else torch.where(free, found[1] * self.weight, 1.0)
 
     @cached_property
     def marginals(self) -> Float[Tensor, "batch sites vocab"] | None:

@@ -25,14 +25,14 @@ from codd_ppl.compiler import ContractionPlan
 from codd_ppl.inference.cursor import Cursor, sharpened_draw
 from codd_ppl.inference.hidden_path import HiddenPath
 from codd_ppl.inference.leaves import Leaves
-from codd_ppl.inference.path_model import hidden_markov
+from codd_ppl.inference.path_model import HiddenMarkov, hidden_markov
 from codd_ppl.inference.tables import Tables
 from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["Conditioned", "Turns", "draw_along_path", "draw_one_by_one"]
 
 Turns = Int[Tensor, "*batch sites"] | Callable[[Tensor], Tensor]
-"""When each site is drawn (:func:`codd_ppl.inference.cursor.visits`), or a callable that reads it off the marginals."""
+"""When each site is drawn (:func:`codd_ppl.inference.cursor.Visits`), or a callable that reads it off the marginals."""
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ def draw_one_by_one(
 
     Args:
         law: that knows some tokens.
-        turns: see :func:`codd_ppl.inference.cursor.visits`, or a callable that reads them off the law's marginals;
+        turns: see :func:`codd_ppl.inference.cursor.Visits`, or a callable that reads them off the law's marginals;
             negative where nothing is to be drawn.
         uniform: float64, one number for each site.
         temperature: of every site.
@@ -125,14 +125,19 @@ def draw_along_path(
     model = None if plan.junction is not None else hidden_markov(plan, sites)
     if model is None or model.order != tuple(range(count)) or not known.numel():
         return None
-    tables = Tables(plan, log_potentials)
-    (run,) = plan.runs
-    emission, transition = tables.step(model.emission), tables.step(model.transition)
-    if not (
-        tables.layout.shared.issuperset(range(run.start, run.stop)) and emission.single and transition.single
-    ):
-        return None
-    cursor = Cursor(tables, model, log_evidence, leaves, temperature, path)
+    start: HiddenPath | tuple[Tables, HiddenMarkov, Leaves]
+    if path is not None and path.free_marginals is not None:
+        start = path
+    else:
+        tables = Tables(plan, log_potentials)
+        (run,) = plan.runs
+        shared = tables.layout.shared.issuperset(range(run.start, run.stop))
+        if leaves is None or not (
+            shared and all(tables.step(k).single for k in (model.emission, model.transition))
+        ):
+            return None
+        start = (tables, model, leaves)
+    cursor = Cursor(log_evidence, temperature, start)
     if not isinstance(turns, Tensor):
         turns = turns(cursor.marginals().reshape(*known.shape, -1))
     turns = turns.masked_fill(known, -1)

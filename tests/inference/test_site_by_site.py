@@ -7,7 +7,7 @@ from codd_ppl import CouplingLayer, topologies
 from codd_ppl.distributions import coupled_categorical, decoding
 from codd_ppl.errors import ConfigError, InfeasibleError, ShapeError
 from codd_ppl.inference import log_score, native
-from codd_ppl.inference.cursor import visits
+from codd_ppl.inference.cursor import Visits
 from codd_ppl.inference.site_by_site import draw_along_path
 from codd_ppl.testing import chi_square_p_value, enumerate_sequences
 
@@ -143,10 +143,11 @@ def test_what_underflows_is_drawn_by_full_queries():
 
 def test_visits_go_forth_and_back():
     turns = torch.tensor([[0, 1, 0, 1], [-1, 1, 1, 0]])
-    assert [(site, rows.tolist()) for site, rows in visits(turns)] == [
+    assert [(site, rows.tolist()) for site, rows in Visits.of(turns)] == [
         (0, [0]), (2, [0]), (3, [1]), (3, [0]), (2, [1]), (1, [0, 1])
     ]  # fmt: skip
-    assert list(visits(torch.full((2, 3), -1))) == [] == list(visits(torch.zeros(0, 3, dtype=torch.int64)))
+    assert list(Visits.of(torch.full((2, 3), -1))) == []
+    assert list(Visits.of(torch.zeros(0, 3, dtype=torch.int64))) == []
 
 
 def test_sharpened_draws_have_their_enumerated_law():
