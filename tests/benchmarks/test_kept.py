@@ -75,7 +75,9 @@ def test_any_order():
     assert all(data[key] for key in ("command", "date", "device", "torch", "load"))
     assert (data["sites"], data["states"]) == (32, 256)
     for size in data["sizes"]:
-        assert size["joint_ms"] > 0 and {"latent", "turns=1", "turns=4", "strict"} <= size["ratio"].keys()
+        for of in ("", "_from_logits"):
+            assert size[f"joint_ms{of}"] > 0
+            assert {"latent", "turns=1", "turns=4", "strict"} <= size[f"ratio{of}"].keys()
 
 
 def kept(name: str) -> dict:
@@ -83,6 +85,13 @@ def kept(name: str) -> dict:
     assert all(data[key] for key in ("command", "date", "device", "torch"))
     assert (FOLDER / f"{name}.py").is_file()
     return data
+
+
+def test_attach_memory():
+    """Four gigabytes beyond the network's are enough for 200 MB of text."""
+    data = kept("attach_memory")
+    assert data["text_bytes"] >= 200_000_000 and (data["vocab"], data["states"]) == (126_464, 1024)
+    assert data["coupling_bytes"] < data["peak_bytes"] < 4_000_000_000
 
 
 def test_structured_transitions():
