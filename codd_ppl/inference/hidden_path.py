@@ -138,17 +138,16 @@ class HiddenPath:
 
     @cached_property
     def _meeting(self) -> tuple[Tensor, Tensor] | None:
-        """Messages from the left, and cavities of the free tokens so that marginals sum to 1, 1 elsewhere; in one
+        """Messages from the left, and cavities of the free tokens so that marginals sum to 1; in one pass, or in none
 
-        pass, or with messages that are at hand in none.
+        with those that a projection has left.
         """
         if self.right is None:
             return None
-        if self.ahead is not None:
+        if self.ahead is not None and self.weight is not None:
             cavity = (self.ahead * self.right * self.model.latent) @ self.model.emit
-            total = (cavity if self.weight is None else cavity * self.weight).sum(-1, keepdim=True)
-            safe = float(total.amin()) > self.limit
-            return (self.ahead, (cavity / total).where(self.free[..., None], 1.0)) if safe else None
+            total = (cavity * self.weight).sum(-1, keepdim=True)
+            return (self.ahead, cavity / total) if float(total.amin()) > self.limit else None
         cavity = self.said.new_ones(*self.free.shape, self.model.emit.shape[1])
         left = self.to_the_right(cavity, self.weight)
         return None if left is None else (left, cavity)

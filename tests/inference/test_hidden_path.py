@@ -1,6 +1,7 @@
 """The compiled passes along a hidden Markov model: by enumeration, against the general queries, where they decline."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -471,3 +472,16 @@ def test_a_step_of_a_frozen_coupling_takes_it(monkeypatch):
     assert other._path is None
     torch.testing.assert_close(law.log_weights, other.log_weights, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(marginals, other.marginals, rtol=1e-5, atol=1e-6)
+
+
+def test_marginals_of_a_projected_law_are_those_of_its_queries_and_none_where_that_is_not_safe():
+    case = Case("plain")
+    layer = CouplingLayer(case.graph, VOCAB)
+    with torch.no_grad():
+        dist = layer(torch.randn(3, SITES, VOCAB, generator=seeded(1)), tokens=case.tokens, known=case.known)
+        path = dist._given_path
+        assert path.ahead is not None
+        torch.testing.assert_close(
+            path.marginals.view_as(dist.marginals), dist.marginals, rtol=1e-5, atol=1e-6
+        )
+        assert replace(path, ahead=torch.full_like(path.ahead, 1e-37)).marginals is None
