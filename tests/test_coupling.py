@@ -217,6 +217,8 @@ def test_in_a_pyro_model() -> None:
 
 
 @pytest.mark.parametrize("name", ["chain", "hidden_markov", "latent_tree", "mixture"])
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_law_to_start_from(name: str) -> None:
     """Same fixed point; one sweep from a near law is nearer to it than one from w = 1, and from itself stays."""
     logits, x = (t.detach() for t in inputs())

@@ -191,6 +191,8 @@ def test_no_dependence_is_the_product_of_categoricals(kind: type[SpanningTreeCou
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.ci
 def test_gradients_reach_tables_weights_scores_and_logits(kind: type[SpanningTreeCoupling]) -> None:
     coupling = random_coupling(kind, 4, 2, max_offset=2, hidden_size=3, iterations=4)
     scores = coupling.potentials.scores

@@ -115,6 +115,8 @@ def test_a_contextual_coupling_reads_the_network_s_states(
     ],
     ids=["prior", "features", "training"],
 )
+@pytest.mark.slow
+@pytest.mark.ci
 def test_killed_in_the_middle_it_ends_the_same(
     backbone: Path,
     texts: Path,

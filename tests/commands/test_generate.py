@@ -316,6 +316,8 @@ def test_ctrl_c_keeps_what_was_printed(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are another thing there")
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
     code = "import sys; from codd_ppl.cli import main; sys.exit(main())"
     words = ["generate", str(folder / "hmm"), "--samples", "300", "--batch-size", "10", "--length", "30"]

@@ -73,6 +73,8 @@ def test_all_steps_at_once_are_the_enumerated_bound(real, assert_unbiased, kind,
     ("kind", "combine", "schedule"),
     [("hidden_markov", "projected", LinearSchedule()), ("chain", "product", CosineSchedule())],
 )
+@pytest.mark.slow
+@pytest.mark.ci
 def test_one_subsampled_step_times_T_is_the_enumerated_bound(real, assert_unbiased, kind, combine, schedule):
     """One step of T = 3, counted three times: a noisier estimate, as the steps differ, of the same bound."""
     denoiser, coupling = real(kind, combine)

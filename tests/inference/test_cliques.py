@@ -105,6 +105,8 @@ def test_gradient_is_the_marginals(seed):
 
 @pytest.mark.parametrize("query", [log_partition, entropy], ids=["log_partition", "entropy"])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
+@pytest.mark.ci
 def test_first_and_second_derivatives(seed, query):
     graph = testing.random_loopy_graph(seed, treewidth=2 + seed % 2, variables=5, max_joint=100)
     plan = compile(graph)

@@ -105,6 +105,8 @@ def assert_same(found: dict, expected: dict, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_same_as_torch(kind, dtype, threads, used, monkeypatch):
     """Sizes below, at and above a register's width; with two threads the batch is split, however little work it is."""
     before = torch.get_num_threads()

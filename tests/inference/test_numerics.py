@@ -198,6 +198,8 @@ def test_ten_thousand_sites_in_float32(long_chain):
     torch.testing.assert_close(marginals(plan, tables)[tokens].double(), beliefs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_gradient_of_ten_thousand_sites(long_chain):
     plan, tables, edge, *_ = long_chain
     leaf = edge.clone().requires_grad_()

@@ -144,6 +144,8 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("known", [0.0, 0.4], ids=["masked", "known"])
 @pytest.mark.parametrize("infinite", [0.0, 0.3], ids=["soft", "hard"])
 @pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.slow
+@pytest.mark.ci
 def test_twenty_sweeps_reach_the_marginals_and_the_fitted_joint(name, known, infinite):
     this = case(GRAPHS[name], known=known, infinite=infinite, seed=1)
     law = this.law(this.projected(20))

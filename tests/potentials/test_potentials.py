@@ -171,6 +171,8 @@ def test_averaged_counts_are_the_average() -> None:
     "graph",
     [topologies.hidden_markov(6, 3, 4), topologies.latent_tree(6, 3, 3), topologies.star(6, 3, states=4)],
 )
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_likelihood_rises(graph: FactorGraph) -> None:
     blocks = text(1000)
     tables, trace = baum_welch(graph, blocks, epochs=6, start=RandomStart(), progress=False)

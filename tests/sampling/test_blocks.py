@@ -82,6 +82,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+@pytest.mark.ci
 def test_one_step_a_block_has_the_law_of_the_model(name):
     denoiser, coupling = models()
     template, length, blocks = CASES[name]

@@ -367,6 +367,8 @@ def network_bits(denoiser: BidirectionalTransformer, blocks: torch.Tensor) -> fl
     return sum(draws) / len(draws) / (SITES * math.log(2))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_anchor_keeps_single_token_predictions(trained, tmp_path: Path) -> None:
     """End to end with a product coupling the network's own marginals drift; anchored they don't."""
     data, network = trained
