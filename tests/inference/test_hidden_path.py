@@ -161,6 +161,17 @@ def test_draws_have_the_enumerated_law(kind):
         assert chi_square_p_value(counts(drawn), expected) > 1e-3
 
 
+def test_a_draw_stays_what_it_was_after_the_next():
+    case = Case("tokens")
+    path, law = case.path, CoupledCategorical(case.plan, case.prior, case.evidence, case.tokens, case.known)
+    for sample in (lambda n: path.sample((), seeded(n)), lambda n: law.sample(generator=seeded(n))):
+        draws = [sample(n) for n in range(8)]
+        for n, drawn in enumerate(draws):
+            assert drawn.equal(sample(n))
+        assert any(not drawn.equal(draws[0]) for drawn in draws)
+    assert not path.tokens[path.free].any()
+
+
 def test_a_projection_hands_its_messages_to_the_draw():
     case = Case("latents")
     fitted = project_path(case.path, case.target, 2, 0.0, None)
