@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codd_ppl import CouplingLayer, topologies
-from codd_ppl.errors import ConfigError
+from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.inference import native
 from codd_ppl.potentials import LatentPotentials, LogarithmicPool
 from codd_ppl.testing import brute_marginals
@@ -130,6 +130,25 @@ def test_weights_are_trained_through_the_sweep():
     coupling(logits).log_prob(x0).sum().backward()
     gradient = coupling.pool.weights.grad
     assert gradient is not None and bool(gradient[-1].abs().min() > 1e-4) and not bool(gradient[:-1].any())
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_shapes_are_checked(recorded):
+    """Before a loop reads beyond what is there."""
+    pool, network, prior, alone = LogarithmicPool(), logs(0, 4), logs(1, 4), logs(2)
+    masked = torch.ones(4, SITES, dtype=torch.bool)
+    wrong = (
+        (network, prior[:1], alone, masked),
+        (network, prior[0], alone, masked),
+        (network[:1], prior, alone, masked),
+        (network, prior, prior[:, :1], masked),
+        (network, prior, prior[:2], masked),
+        (network, prior, alone, masked[0]),
+        (network, prior, alone, masked.byte()),
+    )
+    for inputs in wrong:
+        with torch.set_grad_enabled(recorded), pytest.raises(ShapeError, match="pool: expected"):
+            pool(*inputs)
 
 
 def test_settings_are_checked():
