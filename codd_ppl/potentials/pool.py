@@ -84,7 +84,8 @@ class LogarithmicPool(nn.Module):
         recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (self.weights, *logs))
         if not (recorded or transforming()) and len({t.dtype for t in logs}) == 1 and native.possible(*logs):
             return self._compiled(*logs, masked)
-        weights = self.at(masked.float().mean(-1))[..., None, None, :].to(network.dtype)
+        ratio = masked.to(torch.promote_types(network.dtype, torch.float32)).mean(-1)
+        weights = self.at(ratio)[..., None, None, :].to(network.dtype)
         out = (network == -torch.inf) | (prior == -torch.inf) | ~masked[..., None]
         total = torch.zeros_like(network)
         for k, log in enumerate(logs):

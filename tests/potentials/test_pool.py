@@ -65,12 +65,12 @@ def test_the_compiled_loop_is_the_same(vocab, own, dtype, monkeypatch):
     generator, pool = torch.Generator().manual_seed(vocab), LogarithmicPool((0.25, 0.5, 1.0)).to(dtype)
     torch.nn.init.normal_(pool.weights, generator=generator)
     network, prior, alone = (
-        torch.randn(vocab, 4, 6, generator=generator, dtype=dtype).permute(2, 1, 0).log_softmax(-1)
+        torch.randn(vocab, 5, 6, generator=generator, dtype=dtype).permute(2, 1, 0).log_softmax(-1)
         for _ in range(3)
     )
     network[0, 1, 0] = prior[1, 2, vocab // 2] = -torch.inf
     network[2, 3, : vocab // 2], prior[2, 3, vocab // 2 :] = -torch.inf, -torch.inf
-    masked = torch.linspace(0, 1, 6)[:, None] > torch.rand(4, 6, generator=generator).T
+    masked = torch.linspace(0, 1, 6)[:, None] > torch.rand(5, 6, generator=generator).T
     masked[0], masked[2] = True, True
     network[~masked] = torch.nan  # not read
     assert not masked.is_contiguous()
