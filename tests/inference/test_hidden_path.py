@@ -341,6 +341,33 @@ def test_what_a_step_calls(pooled, monkeypatch):
     assert called == ["path_right", "path_pool" if pooled else "path_left", "path_draw"]
 
 
+@pytest.mark.parametrize("given", ["known", "evidence"])
+@pytest.mark.parametrize("site", range(SITES))
+def test_a_token_at_either_end_that_the_prior_all_but_rules_out(site, given):
+    """Its message vanishes in linear space, and no later message tells of it."""
+    case = Case("plain")
+    evidence = torch.randn(3, SITES, VOCAB, generator=seeded(1), dtype=torch.float64)
+    known = torch.zeros_like(case.known)
+    if given == "known":
+        known[:, site], case.tokens[:, site] = True, VOCAB - 1
+    else:
+        evidence[:, site, :-1] = -math.inf
+    asked = {
+        "sample": lambda law: law.sample((2,), seeded(0)),
+        "sharpened": lambda law: law.sample_sharpened(0.5, seeded(0)),
+        "mode": lambda law: law.mode,
+    }
+    for least in (-720.0, -800.0, -math.inf):  # a denormal number, and two zeros, one of which is none
+        case.prior["emission"][:, -1] = least
+        for name, ask in asked.items():
+            law = CoupledCategorical(case.plan, case.prior, evidence, case.tokens, known)
+            if least > -math.inf:
+                assert bool((ask(law)[..., site] == VOCAB - 1).all()), name
+                continue
+            with pytest.raises(InfeasibleError):
+                ask(law)
+
+
 def test_a_step_that_is_declined_is_not_tried_again(monkeypatch):
     case, tried = Case("plain"), []
     layer, logits = CouplingLayer(case.graph, VOCAB), torch.randn(3, SITES, VOCAB, generator=seeded(0))
