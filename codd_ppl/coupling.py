@@ -327,7 +327,8 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         top = logits.detach().amax(-1)  # NaN and +inf show here
         fine = top.abs() < torch.inf
         if tokens is not None and known is not None:
-            fine = fine > (known & (tokens.clamp(0, self.vocab_size - 1) != tokens))
+            value = tokens.long()  # narrow types may not hold the vocabulary's size
+            fine = fine > (known & (value.clamp(0, self.vocab_size - 1) != value))
         if not bool(fine.all()):  # as a rule the only look at values
             self._look(top, tokens, known)
 

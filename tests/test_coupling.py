@@ -190,6 +190,18 @@ def test_bad_input() -> None:
         dist.log_prob(x[:, :2])
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_tokens_of_a_type_that_is_narrower_than_the_vocabulary(dtype: torch.dtype) -> None:
+    coupling, logits = CouplingLayer(topologies.hidden_markov(L, 300, 2), 300), torch.randn(2, L, 300)
+    x = torch.tensor([[7, 0, 0, 100], [0, 99, 1, 0]])
+    expected = coupling(logits, tokens=x, known=KNOWN)
+    with torch.no_grad():
+        found = coupling(logits, tokens=x.to(dtype), known=KNOWN)
+    assert torch.allclose(found.marginals, expected.marginals, atol=1e-5)
+    with pytest.raises(TokenError, match="site 3"):
+        coupling(logits, tokens=-x.to(dtype), known=KNOWN.roll(1, 0))
+
+
 def test_in_a_pyro_model() -> None:
     """Observed: its log-probability. Latent and enumerated: summed out exactly."""
     logits, x = torch.randn(1, 2, V), torch.tensor([[2, 1]])

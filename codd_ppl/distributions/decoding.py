@@ -18,6 +18,9 @@ from codd_ppl.typing import Bool, Float, Int, LogPotentials
 
 __all__ = ["Decoding"]
 
+LAST_TURN = 1 << 31
+"""Turns beyond would overflow when they are put in order with the sites."""
+
 
 class Decoding:
     """The part of :class:`codd_ppl.CoupledCategorical` that decodes."""
@@ -108,10 +111,14 @@ class Decoding:
             raise ConfigError(
                 f"temperature: expected a number above 0, found {temperature!r}; for 0 see mode"
             )
-        if isinstance(turns, Tensor) and (turns.shape != self.known.shape or turns.is_floating_point()):
-            raise ShapeError(
-                f"turns: expected integers of shape {tuple(self.known.shape)}, found {turns.dtype} {tuple(turns.shape)}"
-            )
+        if isinstance(turns, Tensor):
+            turns = self._checked(turns)
+        else:
+            asked = turns
+
+            def turns(marginals: Tensor) -> Tensor:
+                return self._checked(asked(marginals))
+
         shape, device = self.known.shape, self._evidence.device
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         if "marginals" in self.__dict__ and not isinstance(turns, Tensor):
@@ -128,6 +135,22 @@ class Decoding:
                     return found
             self._require_feasible()
             return draw_one_by_one(self, turns, uniform, temperature)
+
+    def _checked(self, turns: Tensor) -> Tensor:
+        """Turns as int64, in which a turn times the number of sites has room."""
+        shape = self.known.shape
+        fits = isinstance(turns, Tensor) and turns.shape == shape
+        if not fits or turns.is_floating_point() or turns.is_complex() or turns.dtype == torch.bool:
+            found = f"{turns.dtype} {tuple(turns.shape)}" if isinstance(turns, Tensor) else repr(turns)
+            raise ShapeError(
+                f"turns: expected integers of shape {tuple(shape)}, 0 for what is drawn first and negative for what is "
+                f"not drawn, found {found}"
+            )
+        if turns.numel() and int(turns.max()) > LAST_TURN:
+            raise ShapeError(
+                f"turns: expected at most {LAST_TURN}, found {int(turns.max())}; number them from 0 on"
+            )
+        return turns.long()
 
     def k_best(self, k: int) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k sites"]]:
         """Log-probabilities (descending) and tokens of the k most probable assignments of tokens and latents.

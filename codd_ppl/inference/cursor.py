@@ -57,13 +57,11 @@ class Visits:
         turn = turns.clamp_min(0)
         place = torch.arange(sites, device=turns.device)
         key = turn * sites + torch.where(turn % 2 == 0, place, sites - 1 - place)
-        last = (int(turns.max()) + 1) * sites if turns.numel() else 0
-        key = key.masked_fill(turns < 0, last)
-        order, sizes = key.T.flatten().argsort(stable=True), key.flatten().bincount(minlength=last + 1)[:last]
-        asked = sizes.nonzero()[:, 0]
+        key, order = key.masked_fill(turns < 0, torch.iinfo(key.dtype).max).T.flatten().sort(stable=True)
+        asked, sizes = key[: int((turns >= 0).sum())].unique_consecutive(return_counts=True)
         step, turn = asked % sites, asked // sites
         places = torch.where(turn % 2 == 0, step, sites - 1 - step)
-        starts = nn.functional.pad(sizes[asked].cumsum(0), (1, 0))
+        starts = nn.functional.pad(sizes.cumsum(0), (1, 0))
         return cls(places, starts, order[: int(starts[-1])] % batch)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -193,7 +193,7 @@ class HiddenPath:
         """Joint draws, (*sample_shape, batch, sites)."""
         if self.left is None:
             return None
-        result = self.tokens.expand(prod(sample_shape), *self.tokens.shape).contiguous()
+        result = self.tokens.repeat(prod(sample_shape), 1, 1)  # a view would be written over by the next draw
         self._draw(self.left, generator, result)
         return result.view(*sample_shape, *self.tokens.shape)
 

@@ -693,10 +693,13 @@ double NAME(path_left)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
             for (int64_t c = 0; c < count; c++)
                 memcpy(said + (which[c] * sites + s) * h, y + c * h, sizeof(REAL) * h);
         }
-        if (s + 1 == sites) break;
         for (int64_t b = 0; b < batch; b++) {
             const int64_t at = (b * sites + s) * h;
             if (!(tops[b] = NAME(meet)(latent + b * each + s * step, left + at, said + at, x + b * h, h))) return -1;
+        }
+        if (s + 1 == sites) { /* nothing goes on from here, but draws begin here */
+            least = NAME(smallest)(tops, batch, 1, least);
+            break;
         }
         NAME(rows)(x, move, y, batch, h, h);
         least = NAME(floor)(y, tops, batch, h, least);
@@ -830,9 +833,12 @@ double NAME(path_best)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
         for (int64_t s = sites - 1; s >= 0; s--) {
             const REAL *z = latent + b * each + s * step;
             if (free[b * sites + s]) NAME(greatest)(weight + (b * sites + s) * v, tokens, m + s * h, v, h);
-            if (!s) break;
             const REAL top = NAME(meet)(z, m + s * h, r + s * h, x, h);
             if (!top) return -1;
+            if (!s) {
+                least = top < least ? top : least;
+                break;
+            }
             NAME(greatest)(x, back, y, h, h);
             least = NAME(smallest)(y, h, top, least);
             memcpy(r + (s - 1) * h, y, sizeof(REAL) * h);

@@ -8,8 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from codd_ppl.errors import ConfigError
+from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.inference import native
+from codd_ppl.inference.projection import broadcasts
 from codd_ppl.inference.transforms import transforming
 from codd_ppl.typing import Bool, Float
 
@@ -66,12 +67,25 @@ class LogarithmicPool(nn.Module):
         Args:
             network, prior, unconditional: normalised log-marginals.
             masked: sites to pool; their share is the mask ratio.
+
+        Raises:
+            ShapeError: prior or masked of another batch, sites or vocabulary than the network's.
         """
+        shape = network.shape
+        fits = unconditional.shape[-2:] == shape[-2:] and broadcasts(unconditional.shape, shape)
+        if prior.shape != shape or masked.shape != shape[:-1] or masked.dtype != torch.bool or not fits:
+            found = ", ".join(f"{tuple(t.shape)}" for t in (network, prior, unconditional))
+            raise ShapeError(
+                "pool: expected network and prior of one shape (*batch, sites, vocab), unconditional of one that "
+                f"broadcasts to it and masked as bool (*batch, sites), found {found} and {masked.dtype} "
+                f"{tuple(masked.shape)}; expand() what all of a batch share"
+            )
         logs = (network, prior, unconditional)
         recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (self.weights, *logs))
         if not (recorded or transforming()) and len({t.dtype for t in logs}) == 1 and native.possible(*logs):
             return self._compiled(*logs, masked)
-        weights = self.at(masked.float().mean(-1))[..., None, None, :].to(network.dtype)
+        ratio = masked.to(torch.promote_types(network.dtype, torch.float32)).mean(-1)
+        weights = self.at(ratio)[..., None, None, :].to(network.dtype)
         out = (network == -torch.inf) | (prior == -torch.inf) | ~masked[..., None]
         total = torch.zeros_like(network)
         for k, log in enumerate(logs):

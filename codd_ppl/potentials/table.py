@@ -181,8 +181,11 @@ def fill_tables(mine: Mapping[str, Tensor], given: Mapping[str, Float[Tensor, ".
         if found is None or tuple(found.shape) != expected:
             said = "none" if found is None else f"one of {tuple(found.shape)}"
             raise ShapeError(f"expected a table {name!r} of shape {expected}, found {said}")
-    for name, table in mine.items():
-        table.copy_(given[name])
+    own = {table.untyped_storage().data_ptr() for table in mine.values()}
+    sources = [given[name] for name in mine]  # perhaps one's own, turned or swapped
+    sources = [t.clone() if t.untyped_storage().data_ptr() in own else t for t in sources]
+    for table, source in zip(mine.values(), sources, strict=True):
+        table.copy_(source)
 
 
 def _users(graph: FactorGraph, name: str) -> list[tuple[str, ...]]:

@@ -161,6 +161,17 @@ def test_draws_have_the_enumerated_law(kind):
         assert chi_square_p_value(counts(drawn), expected) > 1e-3
 
 
+def test_a_draw_stays_what_it_was_after_the_next():
+    case = Case("tokens")
+    path, law = case.path, CoupledCategorical(case.plan, case.prior, case.evidence, case.tokens, case.known)
+    for sample in (lambda n: path.sample((), seeded(n)), lambda n: law.sample(generator=seeded(n))):
+        draws = [sample(n) for n in range(8)]
+        for n, drawn in enumerate(draws):
+            assert drawn.equal(sample(n))
+        assert any(not drawn.equal(draws[0]) for drawn in draws)
+    assert not path.tokens[path.free].any()
+
+
 def test_a_projection_hands_its_messages_to_the_draw():
     case = Case("latents")
     fitted = project_path(case.path, case.target, 2, 0.0, None)
@@ -328,6 +339,33 @@ def test_what_a_step_calls(pooled, monkeypatch):
         monkeypatch.setattr(native, "call", lambda name, *args: (called.append(name), call(name, *args))[1])
         layer(logits, tokens=case.tokens, known=case.known).sample()
     assert called == ["path_right", "path_pool" if pooled else "path_left", "path_draw"]
+
+
+@pytest.mark.parametrize("given", ["known", "evidence"])
+@pytest.mark.parametrize("site", range(SITES))
+def test_a_token_at_either_end_that_the_prior_all_but_rules_out(site, given):
+    """Its message vanishes in linear space, and no later message tells of it."""
+    case = Case("plain")
+    evidence = torch.randn(3, SITES, VOCAB, generator=seeded(1), dtype=torch.float64)
+    known = torch.zeros_like(case.known)
+    if given == "known":
+        known[:, site], case.tokens[:, site] = True, VOCAB - 1
+    else:
+        evidence[:, site, :-1] = -math.inf
+    asked = {
+        "sample": lambda law: law.sample((2,), seeded(0)),
+        "sharpened": lambda law: law.sample_sharpened(0.5, seeded(0)),
+        "mode": lambda law: law.mode,
+    }
+    for least in (-720.0, -800.0, -math.inf):  # a denormal number, and two zeros, one of which is none
+        case.prior["emission"][:, -1] = least
+        for name, ask in asked.items():
+            law = CoupledCategorical(case.plan, case.prior, evidence, case.tokens, known)
+            if least > -math.inf:
+                assert bool((ask(law)[..., site] == VOCAB - 1).all()), name
+                continue
+            with pytest.raises(InfeasibleError):
+                ask(law)
 
 
 def test_a_step_that_is_declined_is_not_tried_again(monkeypatch):

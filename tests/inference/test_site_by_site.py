@@ -148,6 +148,23 @@ def test_visits_go_forth_and_back():
     ]  # fmt: skip
     assert list(Visits.of(torch.full((2, 3), -1))) == []
     assert list(Visits.of(torch.zeros(0, 3, dtype=torch.int64))) == []
+    assert list(Visits.of(torch.full((2, 3), -5))) == []
+
+
+def test_turns_are_numbers_of_any_size_and_width():
+    dist, turns = law(topologies.hidden_markov(150, 3, 2), 3), torch.arange(150)[None] % 4 - 1
+    expected = dist.sample_in_turns(turns, 0.5, seeded(0))
+    for dtype in (torch.int8, torch.int16):  # 2 * 150 has no room in the first
+        assert dist.sample_in_turns(turns.to(dtype), 0.5, seeded(0)).equal(expected)
+    large = torch.where(
+        turns > 0, turns + 10**9, turns
+    )  # no room for each turn and site; turns keep their parity
+    assert dist.sample_in_turns(large, 0.5, seeded(0)).equal(expected)
+    assert not dist.sample_in_turns(turns - 9, 0.5, seeded(0)).any()
+    for bad in (turns.float(), turns > 0, turns[:, :9], turns + 2**62):
+        for given in (bad, lambda _, bad=bad: bad):
+            with pytest.raises(ShapeError, match="turns: expected"):
+                dist.sample_in_turns(given, 0.5, seeded(0))
 
 
 def test_sharpened_draws_have_their_enumerated_law():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codd_ppl import CouplingLayer, topologies
-from codd_ppl.errors import ConfigError
+from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.inference import native
 from codd_ppl.potentials import LatentPotentials, LogarithmicPool
 from codd_ppl.testing import brute_marginals
@@ -65,12 +65,12 @@ def test_the_compiled_loop_is_the_same(vocab, own, dtype, monkeypatch):
     generator, pool = torch.Generator().manual_seed(vocab), LogarithmicPool((0.25, 0.5, 1.0)).to(dtype)
     torch.nn.init.normal_(pool.weights, generator=generator)
     network, prior, alone = (
-        torch.randn(vocab, 4, 6, generator=generator, dtype=dtype).permute(2, 1, 0).log_softmax(-1)
+        torch.randn(vocab, 5, 6, generator=generator, dtype=dtype).permute(2, 1, 0).log_softmax(-1)
         for _ in range(3)
     )
     network[0, 1, 0] = prior[1, 2, vocab // 2] = -torch.inf
     network[2, 3, : vocab // 2], prior[2, 3, vocab // 2 :] = -torch.inf, -torch.inf
-    masked = torch.linspace(0, 1, 6)[:, None] > torch.rand(4, 6, generator=generator).T
+    masked = torch.linspace(0, 1, 6)[:, None] > torch.rand(5, 6, generator=generator).T
     masked[0], masked[2] = True, True
     network[~masked] = torch.nan  # not read
     assert not masked.is_contiguous()
@@ -130,6 +130,25 @@ def test_weights_are_trained_through_the_sweep():
     coupling(logits).log_prob(x0).sum().backward()
     gradient = coupling.pool.weights.grad
     assert gradient is not None and bool(gradient[-1].abs().min() > 1e-4) and not bool(gradient[:-1].any())
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_shapes_are_checked(recorded):
+    """Before a loop reads beyond what is there."""
+    pool, network, prior, alone = LogarithmicPool(), logs(0, 4), logs(1, 4), logs(2)
+    masked = torch.ones(4, SITES, dtype=torch.bool)
+    wrong = (
+        (network, prior[:1], alone, masked),
+        (network, prior[0], alone, masked),
+        (network[:1], prior, alone, masked),
+        (network, prior, prior[:, :1], masked),
+        (network, prior, prior[:2], masked),
+        (network, prior, alone, masked[0]),
+        (network, prior, alone, masked.byte()),
+    )
+    for inputs in wrong:
+        with torch.set_grad_enabled(recorded), pytest.raises(ShapeError, match="pool: expected"):
+            pool(*inputs)
 
 
 def test_settings_are_checked():

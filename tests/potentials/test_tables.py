@@ -260,3 +260,14 @@ def test_given_tables_are_copied_all_or_none():
     assert all(torch.equal(table, tables[name]) for name, table in potentials().items())
     assert potentials.evidence().tolist() == [0.0, 0.0]
     assert log_partition(compile(graph), potentials()).item() == pytest.approx(math.log(4))
+
+
+def test_a_start_from_its_own_tables_turned_and_swapped():
+    potentials = TablePotentials(topologies.skip_chain(5, 3), seed=0)
+    for parameter in potentials.parameters():
+        torch.nn.init.normal_(parameter)
+    tables = potentials()
+    expected = {"skip1": tables["skip2"].detach().T.clone(), "skip2": tables["skip1"].detach().T.clone()}
+    potentials.start_from({"skip1": tables["skip2"].T, "skip2": tables["skip1"].T})
+    for key, table in expected.items():
+        assert potentials()[key].equal(table)
