@@ -103,7 +103,7 @@ class AnyOrder:
         turns: sites are cut by their rank into so many turns of equal size, first the most reliable ones; within a turn
             they are drawn along the text, forth and back in turn. Along a path the whole then costs ``turns`` + 2
             passes (+ 1 where a projection has left its messages), the strict order one for every three sites or so;
-            beside a joint draw from the same logits that is 1.2 to 2.6 times as long with four turns
+            beside a joint draw from the same logits that is 1.3 to 2.9 times as long with four turns
             (tests/benchmarks/any_order.json). None: the strict order.
 
     Raises:
