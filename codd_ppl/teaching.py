@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codd_ppl.constraints import Constraint
 from codd_ppl.errors import ConfigError, ShapeError
@@ -41,11 +41,11 @@ def show(figure: Figure, alt: str) -> None:
     """Display a figure in a notebook with a description (screen readers, HTML export), and close it.
 
     Raises:
-        ConfigError: a description of fewer than three words.
+        ConfigError: a description of fewer than three words, or IPython is not installed.
     """
-    from IPython.display import Image, display
     from matplotlib import pyplot
 
+    Image, display = _notebook("Image", "display")
     if len(alt.split()) < 3:
         raise ConfigError(f"expected alt to say what the figure shows, found {alt!r}; write a sentence")
     buffer = io.BytesIO()
@@ -56,9 +56,12 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Display a table; floats with three decimals, everything else as ``str`` says it."""
-    from IPython.display import Markdown, display
+    """Display a table; floats with three decimals, everything else as ``str`` says it.
 
+    Raises:
+        ConfigError: IPython is not installed.
+    """
+    Markdown, display = _notebook("Markdown", "display")
     words = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     display(Markdown(markdown_table([list(head), *words])))
 
@@ -154,3 +157,14 @@ def draw_automaton(axes: Axes, constraint: Constraint, alphabet: str) -> None:
         axes.text(k, 0, str(k), ha="center", va="center")
     axes.set(xlim=(-0.4, len(places) - 0.6), ylim=(lowest, 0.65), aspect="equal")
     axes.set_axis_off()
+
+
+def _notebook(*names: str) -> list[Any]:
+    """What IPython displays with."""
+    try:
+        from IPython import display
+    except ImportError as error:
+        raise ConfigError(
+            'figures and tables are displayed by IPython: install it with pip install "codd-ppl[notebooks]"'
+        ) from error
+    return [getattr(display, name) for name in names]

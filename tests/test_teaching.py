@@ -1,5 +1,7 @@
 """Figures of the notebooks: what is drawn, described and displayed."""
 
+import sys
+
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -87,3 +89,9 @@ def test_automaton_wants_one() -> None:
     both = constraints.regex("a", span=(0, 1)) & constraints.regex("b", span=(1, 2))
     with pytest.raises(ConfigError, match="found 2"):
         teaching.draw_automaton(Figure().add_subplot(), both, "ab")
+
+
+def test_without_ipython_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    with pytest.raises(ConfigError, match="notebooks"):
+        teaching.show_table(["a"], [(1,)])

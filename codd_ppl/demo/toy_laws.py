@@ -17,7 +17,6 @@ __all__ = [
     "Toy",
     "draw_pairs",
     "eight_modes",
-    "product_of_marginals",
     "successor_pairs",
     "support",
     "swiss_roll",
@@ -86,11 +85,6 @@ def support(joint: Float[Tensor, "vocab vocab"], mass: float = 0.99) -> Bool[Ten
     before = values.cumsum(0) - values
     chosen = (before < mass * joint.sum() - 1e-12) & (values > 0)
     return torch.zeros(joint.numel(), dtype=torch.bool).index_fill(0, order[chosen], True).view_as(joint)
-
-
-def product_of_marginals(joint: Float[Tensor, "vocab vocab"]) -> Float[Tensor, "vocab vocab"]:
-    """p(x0) p(x1): what the best factorised denoiser draws in one step."""
-    return joint.sum(1)[:, None] * joint.sum(0)
 
 
 def draw_pairs(joint: Float[Tensor, "vocab vocab"], n: int, seed: int = 0) -> Int[Tensor, "n 2"]:

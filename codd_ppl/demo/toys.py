@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader
 
 from codd_ppl.coupling import CouplingLayer
 from codd_ppl.demo.toy_card import toy_card
-from codd_ppl.demo.toy_laws import QUOTED, Toy, draw_pairs, product_of_marginals, support, toys
+from codd_ppl.demo.toy_laws import QUOTED, Toy, draw_pairs, support, toys
 from codd_ppl.denoisers import BidirectionalTransformer
-from codd_ppl.diffusion.closed_forms import total_correlation
+from codd_ppl.diffusion.closed_forms import product_of_marginals, total_correlation
 from codd_ppl.graphs import FactorGraph, topologies
 from codd_ppl.potentials import LogarithmicPool
 from codd_ppl.sampling import Sampler

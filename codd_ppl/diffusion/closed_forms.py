@@ -29,6 +29,7 @@ __all__ = [
     "markov_chain",
     "parity_gap",
     "perfect_log_prob",
+    "product_of_marginals",
     "subset_entropies",
     "total_correlation",
     "two_tokens_gap",
@@ -74,6 +75,18 @@ def total_correlation(joint: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """TC(X) = sum_i H(X_i) - H(X) >= 0; for two sites the mutual information."""
     entropies = subset_entropies(joint)
     return entropies[[1 << i for i in range(joint.ndim)]].sum() - entropies[-1]
+
+
+def product_of_marginals(joint: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The law of independent tokens with the joint's marginals: prod_i P(x_i), of the joint's shape.
+
+    Of all products q it has the least KL(joint || q), which is the total correlation.
+    """
+    joint, result = joint.double(), torch.ones((), dtype=torch.float64)
+    for axis in range(joint.ndim):
+        others = [i for i in range(joint.ndim) if i != axis]
+        result = result.unsqueeze(-1) * (joint.sum(others) if others else joint)
+    return result
 
 
 def factorization_gap(

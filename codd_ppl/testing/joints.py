@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from codd_ppl.diffusion.closed_forms import subset_entropies, total_correlation
+from codd_ppl.diffusion.closed_forms import product_of_marginals, subset_entropies, total_correlation
 from codd_ppl.distributions import CoupledCategorical
 from codd_ppl.errors import ConfigError, ShapeError
 from codd_ppl.graphs import FactorGraph, properties, topologies
@@ -45,18 +45,6 @@ def joint_table(dist: CoupledCategorical) -> Float[Tensor, "..."]:
     sequences = enumerate_sequences(vocab, sites)
     log_probs = dist.log_prob(sequences.reshape(-1, *dist.batch_shape, sites))
     return log_probs.detach().double().exp().reshape((vocab,) * sites)
-
-
-def product_of_marginals(joint: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The law of independent tokens with the joint's marginals: prod_i P(x_i), of the joint's shape.
-
-    Of all products q it has the least KL(joint || q), which is the total correlation.
-    """
-    joint, result = joint.double(), torch.ones((), dtype=torch.float64)
-    for axis in range(joint.ndim):
-        others = [i for i in range(joint.ndim) if i != axis]
-        result = result.unsqueeze(-1) * (joint.sum(others) if others else joint)
-    return result
 
 
 def kl_divergence(p: Float[Tensor, "..."], q: Float[Tensor, "..."]) -> Float[Tensor, ""]:

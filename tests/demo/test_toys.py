@@ -13,13 +13,13 @@ from codd_ppl.demo.toy_laws import (
     Toy,
     draw_pairs,
     eight_modes,
-    product_of_marginals,
     successor_pairs,
     support,
     swiss_roll,
     toys,
 )
 from codd_ppl.demo.toys import ToySettings, run_toy
+from codd_ppl.diffusion.closed_forms import product_of_marginals
 from codd_ppl.errors import ConfigError
 
 FAST = ToySettings(samples=20_000, drawn=2_000, hidden=32, train_steps=80, epochs=3, steps=(1, 2), seeds=(0,))
