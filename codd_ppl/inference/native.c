@@ -256,33 +256,27 @@ static inline void NAME(divide)(REAL *x, REAL by, int64_t n) {
 /* 0 for -inf. */
 static inline REAL NAME(finite)(REAL top) { return top - top != 0 && top < 0 ? 0 : top; }
 
-static inline void NAME(exponentiate)(REAL *x, int64_t n) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) *(VEC *)(x + i) = NAME(exponential)(AT(x + i));
-    if (i == n) return;
-    VEC rest = {0};
-    memcpy(&rest, x + i, sizeof(REAL) * (n - i));
-    rest = NAME(exponential)(rest);
-    memcpy(x + i, &rest, sizeof(REAL) * (n - i));
-}
-
-/* out = log(x) */
-static inline void NAME(logarithms)(const REAL *x, REAL *out, int64_t n) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) *(VEC *)(out + i) = NAME(logarithm)(AT(x + i));
-    if (i == n) return;
-    VEC rest = {0};
-    memcpy(&rest, x + i, sizeof(REAL) * (n - i));
-    rest = NAME(logarithm)(rest);
-    memcpy(out + i, &rest, sizeof(REAL) * (n - i));
-}
+/* out = exp(x) and out = log(x), of whole arrays, perhaps the same. */
+#define OVER_ALL(each, one)                                                                     \
+    static inline void NAME(each)(const REAL *x, REAL *out, int64_t n) {                        \
+        int64_t i = 0;                                                                          \
+        for (; i + LANES <= n; i += LANES) *(VEC *)(out + i) = NAME(one)(AT(x + i));            \
+        if (i == n) return;                                                                     \
+        VEC rest = {0};                                                                         \
+        memcpy(&rest, x + i, sizeof(REAL) * (n - i));                                           \
+        rest = NAME(one)(rest);                                                                 \
+        memcpy(out + i, &rest, sizeof(REAL) * (n - i));                                         \
+    }
+OVER_ALL(powers, exponential)
+OVER_ALL(logarithms, logarithm)
+#undef OVER_ALL
 
 /* out = exp(x - top), where top, which is returned, is the largest of x, or 0 if all are -inf. */
 static inline REAL NAME(exponentials)(const REAL *x, REAL *out, int64_t n) {
     const REAL top = NAME(finite)(NAME(largest)(x, n));
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) out[i] = x[i] - top;
-    NAME(exponentiate)(out, n);
+    NAME(powers)(out, out, n);
     return top;
 }
 
@@ -339,7 +333,7 @@ void NAME(share)(int64_t n, const REAL *t, REAL *gauge, REAL *out) {
     for (int64_t i = 0; i < n; i++)
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) out[i * n + j] = t[i * n + j] - gauge[j];
-    NAME(exponentiate)(out, n * n);
+    NAME(powers)(out, out, n * n);
 }
 
 /* Where a path's vectors come from and go to, and what the loop below does with them. */
@@ -374,7 +368,7 @@ static inline void NAME(enter)(const PATH *path, int64_t k, int64_t low, int64_t
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) r[i] = x[i] - top;
     }
-    NAME(exponentiate)(out + low * n, (high - low) * n);
+    NAME(powers)(out + low * n, out + low * n, (high - low) * n);
     if (!k && !path->down) memcpy(path->a + low * n, out + low * n, sizeof(REAL) * (high - low) * n);
 }
 
@@ -748,8 +742,7 @@ double NAME(path_pool)(int64_t sites, int64_t batch, int64_t h, int64_t v, const
             NAME(logarithms)(cavity, log, v);
 #pragma omp simd
             for (int64_t i = 0; i < v; i++) log_weight[at + i] = target[i] - log[i];
-            memcpy(q, target, sizeof(REAL) * v);
-            NAME(exponentiate)(q, v);
+            NAME(powers)(target, q, v);
 #pragma omp simd
             for (int64_t i = 0; i < v; i++) weight[at + i] = q[i] = q[i] / cavity[i];
         }
@@ -912,7 +905,7 @@ double NAME(turns)(int64_t visits, const int64_t *site, const int64_t *start, co
                     if (*temperature > 1 && own[x] > 0 && weight[x] < least) least = weight[x];
                     weight[x] = weight[x] > 0 ? LOGARITHM(weight[x] / top) * factor : 2 * (REAL)LOWEST;
                 }
-                NAME(exponentiate)(weight, v);
+                NAME(powers)(weight, weight, v);
             }
             for (int64_t x = 0; x < v; x++) total += weight[x];
             const double target = uniform[at * batch + b] * total;
