@@ -171,6 +171,7 @@ class CouplingLayer(PretrainedCoupling, nn.Module):
         if known is None or tokens is None:
             known = torch.zeros(logits.shape[:-1], dtype=torch.bool, device=logits.device)
             tokens = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+        tokens = tokens.long()
         # A known site's own logits don't matter, whatever they are: its evidence is 0 at the token, -inf elsewhere.
         if transforming() or (torch.is_grad_enabled() and logits.requires_grad):
             log_q = torch.where(

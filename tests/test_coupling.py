@@ -195,9 +195,10 @@ def test_tokens_of_a_type_that_is_narrower_than_the_vocabulary(dtype: torch.dtyp
     coupling, logits = CouplingLayer(topologies.hidden_markov(L, 300, 2), 300), torch.randn(2, L, 300)
     x = torch.tensor([[7, 0, 0, 100], [0, 99, 1, 0]])
     expected = coupling(logits, tokens=x, known=KNOWN)
-    with torch.no_grad():
-        found = coupling(logits, tokens=x.to(dtype), known=KNOWN)
-    assert torch.allclose(found.marginals, expected.marginals, atol=1e-5)
+    for compiled in (False, True):  # no compiled loops where gradients are recorded
+        with torch.set_grad_enabled(not compiled):
+            found = coupling(logits, tokens=x.to(dtype), known=KNOWN)
+            assert torch.allclose(found.marginals, expected.marginals, atol=1e-5)
     with pytest.raises(TokenError, match="site 3"):
         coupling(logits, tokens=-x.to(dtype), known=KNOWN.roll(1, 0))
 

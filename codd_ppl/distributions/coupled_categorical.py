@@ -92,7 +92,7 @@ class CoupledCategorical(Decoding, TorchDistribution):
                 f"expected tokens as int64 {expected}, found {tokens.dtype} {tuple(tokens.shape)}"
             )
         self.known: Tensor = known.expand(expected)
-        self.tokens: Tensor = torch.where(self.known, tokens, 0)
+        self.tokens: Tensor = torch.where(self.known, tokens, 0).long()
         if path is None:  # which was made of tokens that were checked
             check_tokens(self.tokens, self.vocab_size)
         self._potentials = dict(log_potentials)
